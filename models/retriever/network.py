@@ -1,0 +1,163 @@
+"""The retriever's network: any Hugging Face text encoder, and a small decoder whose vocabulary is geometry.
+
+Legend: Q queries, S source tokens, B beams or target positions, L levels, H heads, Dh = width / H, D vector
+dimensions, E token-embedding dimensions, T tokens of all levels together.
+
+The decoder reads token embeddings from outside and gives unit hidden states; logits are made outside, from cosines with
+the token embeddings (DGI eq. 10 and 13). Keys and values of the cross-attention are made once per query.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from torch import Tensor, nn
+
+KeyValue = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Sizes of a decoder. `embedding` is E, `memory` the width of the encoder's token states."""
+
+    layers: int = 2
+    heads: int = 6
+    width: int = 384
+    embedding: int = 384
+    memory: int = 384
+    max_steps: int = 8
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"decoder width {self.width} is not divisible by {self.heads} heads")
+
+
+def split_heads(states_QSW: Tensor, heads: int) -> Tensor:
+    """Reshape (Q, S, H·Dh) to (Q, H, S, Dh)."""
+    q, s, w = states_QSW.shape
+    return states_QSW.view(q, s, heads, w // heads).transpose(1, 2)
+
+
+def merge_heads(states_QHSD: Tensor) -> Tensor:
+    """Reshape (Q, H, S, Dh) to (Q, S, H·Dh)."""
+    q, h, s, d = states_QHSD.shape
+    return states_QHSD.transpose(1, 2).reshape(q, s, h * d)
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm self-attention over the path, cross-attention to the query, feed-forward."""
+
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__()
+        w = shape.width
+        self.heads = shape.heads
+        self.self_norm, self.cross_norm, self.ffn_norm = nn.LayerNorm(w), nn.LayerNorm(w), nn.LayerNorm(w)
+        self.self_qkv, self.self_out = nn.Linear(w, 3 * w), nn.Linear(w, w)
+        self.cross_query, self.cross_out = nn.Linear(w, w), nn.Linear(w, w)
+        self.memory_norm, self.memory_kv = nn.LayerNorm(shape.memory), nn.Linear(shape.memory, 2 * w)
+        self.ffn = nn.Sequential(nn.Linear(w, 4 * w), nn.GELU(), nn.Dropout(shape.dropout), nn.Linear(4 * w, w))
+        self.dropout = nn.Dropout(shape.dropout)
+
+    def memory_key_value(self, states_QSM: Tensor) -> KeyValue:
+        """Project the encoder's token states once per query: two of (Q, H, S, Dh)."""
+        key, value = self.memory_kv(self.memory_norm(states_QSM)).chunk(2, dim=-1)
+        return split_heads(key, self.heads), split_heads(value, self.heads)
+
+    def cross(self, x_QBW: Tensor, memory: KeyValue, bias_Q11S: Tensor) -> Tensor:
+        """Attend from all beams of a query to the query's tokens; beams stand where positions usually stand."""
+        query = split_heads(self.cross_query(self.cross_norm(x_QBW)), self.heads)
+        mixed = F.scaled_dot_product_attention(query, memory[0], memory[1], attn_mask=bias_Q11S)
+        return self.dropout(self.cross_out(merge_heads(mixed)))  # type: ignore[no-any-return]  # nn.Module is untyped
+
+    def forward(self, x_QLW: Tensor, memory: KeyValue, bias_Q11S: Tensor) -> Tensor:
+        """Teacher forcing: all L positions of one path at once, causal."""
+        query, key, value = (split_heads(y, self.heads) for y in self.self_qkv(self.self_norm(x_QLW)).chunk(3, -1))
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x_QLW = x_QLW + self.dropout(self.self_out(merge_heads(mixed)))
+        x_QLW = x_QLW + self.cross(x_QLW, memory, bias_Q11S)
+        return x_QLW + self.dropout(self.ffn(self.ffn_norm(x_QLW)))
+
+    def step(self, x_QBW: Tensor, memory: KeyValue, bias_Q11S: Tensor, past: KeyValue) -> tuple[Tensor, KeyValue]:
+        """One position of B beams per query; `past` holds two of (Q, B, H, t, Dh), the result t + 1."""
+        q, b, w = x_QBW.shape
+        fresh = (y.view(q, b, self.heads, 1, -1) for y in self.self_qkv(self.self_norm(x_QBW)).chunk(3, -1))
+        query, key, value = fresh
+        key, value = torch.cat([past[0], key], dim=3), torch.cat([past[1], value], dim=3)
+        weights = torch.softmax(query @ key.transpose(-1, -2) * (w // self.heads) ** -0.5, dim=-1)
+        x_QBW = x_QBW + self.self_out((weights @ value).reshape(q, b, w))
+        x_QBW = x_QBW + self.cross(x_QBW, memory, bias_Q11S)
+        return x_QBW + self.ffn(self.ffn_norm(x_QBW)), (key, value)
+
+
+class Decoder(nn.Module):
+    """Token embeddings of a path in, unit hidden states out, one per position."""
+
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.read = nn.Linear(shape.embedding, shape.width)
+        self.position = nn.Embedding(shape.max_steps, shape.width)
+        self.layers = nn.ModuleList(DecoderLayer(shape) for _ in range(shape.layers))
+        self.norm = nn.LayerNorm(shape.width)
+        self.write = nn.Linear(shape.width, shape.embedding)
+        self.dropout = nn.Dropout(shape.dropout)
+        nn.init.normal_(self.position.weight, std=0.02)
+
+    def memories(self, states_QSM: Tensor) -> list[KeyValue]:
+        """Cross-attention keys and values of every layer."""
+        return [layer.memory_key_value(states_QSM) for layer in self.layers]
+
+    def forward(self, embeddings_QLE: Tensor, memories: list[KeyValue], mask_QS: Tensor) -> Tensor:
+        """Unit hidden states (Q, L, E) under teacher forcing; position l has read embeddings 0..l."""
+        steps = torch.arange(embeddings_QLE.shape[1], device=embeddings_QLE.device)
+        x = self.dropout(self.read(embeddings_QLE) + self.position(steps))
+        for layer, memory in zip(self.layers, memories, strict=True):
+            x = layer(x, memory, attention_bias(mask_QS, x.dtype))
+        return F.normalize(self.write(self.norm(x)), dim=-1)
+
+    def step(
+        self, embedding_QBE: Tensor, step_1: Tensor, mask_QS: Tensor, memories: list[KeyValue], past: list[KeyValue]
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """One step for B beams per query: unit hidden states (Q, B, E) and the longer self-attention caches."""
+        x = self.read(embedding_QBE) + self.position(step_1)
+        present = []
+        for layer, memory, old in zip(self.layers, memories, past, strict=True):
+            x, new = layer.step(x, memory, attention_bias(mask_QS, x.dtype), old)
+            present.append(new)
+        return F.normalize(self.write(self.norm(x)), dim=-1), present
+
+
+def attention_bias(mask_QS: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive cross-attention bias (Q, 1, 1, S): 0 for tokens, a large negative number for padding."""
+    return ((1 - mask_QS[:, None, None, :].to(dtype)) * -1e4).to(dtype)
+
+
+class Encoder(nn.Module):
+    """A Hugging Face encoder with pooling: token states and the unit vector of a text."""
+
+    def __init__(self, backbone: nn.Module, pooling: str = "mean") -> None:
+        super().__init__()
+        if pooling not in ("mean", "cls"):
+            raise ValueError(f"pooling {pooling!r} is not one of: mean, cls")
+        self.backbone = backbone
+        self.pooling = pooling
+
+    def forward(self, ids_QS: Tensor, mask_QS: Tensor) -> tuple[Tensor, Tensor]:
+        """Give unit vectors (Q, D) and token states (Q, S, D)."""
+        states = self.backbone(input_ids=ids_QS, attention_mask=mask_QS).last_hidden_state
+        if self.pooling == "cls":
+            return F.normalize(states[:, 0].float(), dim=-1), states
+        weight = mask_QS[:, :, None].to(torch.float32)
+        pooled = (states.float() * weight).sum(1) / weight.sum(1).clamp_min(1e-9)
+        return F.normalize(pooled, dim=-1), states
+
+
+def load_backbone(name: str) -> nn.Module:
+    """Load a text encoder by hub name or local folder; of an encoder-decoder its encoder."""
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(name, attn_implementation="sdpa")
+    return model.get_encoder() if model.config.is_encoder_decoder else model  # type: ignore[no-any-return]  # untyped
