@@ -1,0 +1,310 @@
+"""One interface for every identifier system: fit, encode, reconstruct, state.
+
+Shapes: N documents, D dimensions, L levels, K codes of a level, T tokens (sum of all K).
+
+A system is a file in this package and a recipe: a subclass of `Quantizer` with a frozen dataclass of settings,
+decorated with `@register`. The recipe's table `[quantizer]` names it (`system = "hhq"`) and gives the settings.
+
+Codes are (N, L) int32, column l for level l, -1 where a document has no code at that level (variable length).
+Tokens are what the service reads: level offset + code, packed to the left, -1 padded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from models.quantizers.points import HELD_BYTES, Points, VectorArray, VectorError, check_enough, unit_points
+
+CodeArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
+
+
+class QuantizerError(ValueError):
+    """A quantizer that cannot be made or used as asked: the message names what and the remedy."""
+
+
+class QuantizerState(NamedTuple):
+    """What a model stores of its quantizer, in the format of `service.model.quantizer`.
+
+    Attributes:
+        kind: how the service turns a vector into codes ("householder", "residual", …).
+        tensors: float32 arrays; `codebooks` (T, D) is always there.
+        level_sizes: K of each level; they sum to T.
+    """
+
+    kind: str
+    tensors: dict[str, NDArray[Any]]
+    level_sizes: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class FitReport:
+    """What a fit did: the objective after every epoch or iteration (mean cosine), and how many codes were revived."""
+
+    objective: tuple[float, ...]
+    revived: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizerSettings:
+    """Settings that every system has.
+
+    Attributes:
+        level_sizes: K of each level, e.g. (128, 128, 128, 128).
+        seed: of every random choice.
+    """
+
+    level_sizes: tuple[int, ...] = (128, 128, 128, 128)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.level_sizes or any(not _is_int(size) or size < 2 for size in self.level_sizes):
+            raise QuantizerError(f"level_sizes must be whole numbers of at least 2, got {list(self.level_sizes)}")
+
+
+class Quantizer(ABC):
+    """Turns unit vectors into codes and back.
+
+    Attributes:
+        system: the name in recipes.
+        kind: how the service assigns codes (see `QuantizerState`).
+        settings_class: the frozen dataclass that a recipe's table fills.
+        codebooks: one (K, D) float32 tensor a level, once fitted.
+    """
+
+    system: ClassVar[str]
+    kind: ClassVar[str]
+    settings_class: ClassVar[type[QuantizerSettings]]
+
+    def __init__(self, settings: QuantizerSettings | None = None) -> None:
+        self._settings = self.settings_class() if settings is None else settings
+        self.codebooks: list[torch.Tensor] = []
+        self.held_bytes = HELD_BYTES
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """K of each level."""
+        return self._settings.level_sizes
+
+    def fit(self, vectors: VectorArray, device: torch.device | str = "cpu", progress: bool = True) -> FitReport:
+        """Learn the codebooks.
+
+        Args:
+            vectors: (N, D) floats, array, memory map (read in blocks) or tensor; normalised here.
+            device: "cpu", "cuda", …
+            progress: a bar on stderr.
+
+        Raises:
+            VectorError: NaN, infinity, zero vectors, wrong shape, or fewer distinct vectors than codes of a level.
+        """
+        points = unit_points(vectors, device, self.held_bytes)
+        check_enough(vectors, max(self.level_sizes))
+        with progress_bar(progress) as bar, torch.no_grad():
+            return self._fit(points, bar)
+
+    def encode(self, vectors: VectorArray) -> CodeArray:
+        """Give codes (N, L) int32 of vectors (N, D), on the device of the codebooks, in blocks.
+
+        Raises:
+            QuantizerError: not fitted, or another number of dimensions.
+            VectorError: NaN, infinity, zero vectors, wrong shape.
+        """
+        device = self._fitted().device
+        points = unit_points(vectors, device, held_bytes=0)
+        self._check_dim(points.dim)
+        with torch.no_grad():
+            blocks = [self._encode(block).to(torch.int32).cpu().numpy() for _, block in points.blocks()]
+        return np.concatenate(blocks)
+
+    def reconstruct(self, codes: NDArray[np.integer[Any]]) -> FloatArray:
+        """Give the vectors (N, D) float32 that codes (N, L) stand for; a code of -1 leaves its level out.
+
+        Raises:
+            QuantizerError: not fitted, wrong number of levels, or a code outside its level.
+        """
+        device = self._fitted().device
+        self._check_codes(codes)
+        with torch.no_grad():
+            rebuilt = self._reconstruct(torch.from_numpy(np.asarray(codes, dtype=np.int64)).to(device))
+        array: FloatArray = rebuilt.cpu().numpy()
+        return array
+
+    def state(self) -> QuantizerState:
+        """Give what a model stores."""
+        self._fitted()
+        codebooks = torch.cat(self.codebooks).cpu().numpy()
+        return QuantizerState(self.kind, {"codebooks": codebooks, **self._extra_tensors()}, self.level_sizes)
+
+    @classmethod
+    def from_state(cls, state: QuantizerState) -> Self:
+        """Make a fitted quantizer again from `state()` (its training settings are not part of a state).
+
+        Raises:
+            QuantizerError: the state is of another kind, or its codebooks have another number of rows.
+        """
+        if state.kind != cls.kind:
+            raise QuantizerError(f"a state of kind {state.kind!r} does not fit {cls.__name__} (kind {cls.kind!r})")
+        rows = state.tensors["codebooks"].shape[0]
+        if rows != sum(state.level_sizes):
+            raise QuantizerError(f"codebooks have {rows} rows, level sizes {list(state.level_sizes)} need their sum")
+        made = cls(dataclasses.replace(cls.settings_class(), level_sizes=tuple(state.level_sizes)))
+        table = torch.from_numpy(np.array(state.tensors["codebooks"], dtype=np.float32))
+        made.codebooks = list(torch.split(table, list(state.level_sizes)))
+        made._take_extra_tensors(state.tensors)
+        return made
+
+    @abstractmethod
+    def _fit(self, points: Points, bar: Progress) -> FitReport:
+        """Learn `self.codebooks` from checked unit points; gradients are off, switch them on where needed."""
+
+    @abstractmethod
+    def _encode(self, block_ND: torch.Tensor) -> torch.Tensor:
+        """Give (N, L) codes of unit rows."""
+
+    @abstractmethod
+    def _reconstruct(self, codes_NL: torch.Tensor) -> torch.Tensor:
+        """Give (N, D) vectors of checked codes."""
+
+    def _extra_tensors(self) -> dict[str, NDArray[Any]]:
+        return {}
+
+    def _take_extra_tensors(self, tensors: Mapping[str, NDArray[Any]]) -> None:  # noqa: B027  # most have none
+        """Restore what `_extra_tensors` gave."""
+
+    def _fitted(self) -> torch.Tensor:
+        if not self.codebooks:
+            raise QuantizerError(f"{type(self).__name__} has no codebooks yet: call fit first, or from_state")
+        return self.codebooks[0]
+
+    def _check_dim(self, dim: int) -> None:
+        expected = self._fitted().shape[1]
+        if dim != expected:
+            raise QuantizerError(f"vectors have {dim} dimensions, the codebooks {expected}: use the same encoder")
+
+    def _check_codes(self, codes: NDArray[np.integer[Any]]) -> None:
+        levels = len(self.level_sizes)
+        if codes.ndim != 2 or codes.shape[1] != levels or not np.issubdtype(codes.dtype, np.integer):
+            raise QuantizerError(f"codes must be whole numbers (N, {levels}), got {codes.dtype} {codes.shape}")
+        outside = (codes < -1) | (codes >= np.asarray(self.level_sizes))
+        if outside.any():
+            row, level = (int(i) for i in np.argwhere(outside)[0])
+            raise QuantizerError(
+                f"code {int(codes[row, level])} in row {row} is outside level {level} of {self.level_sizes[level]}"
+            )
+
+
+def codes_to_tokens(codes: CodeArray, level_sizes: Sequence[int]) -> CodeArray:
+    """Turn codes (N, L) into tokens (N, L) int32: level offset + code, left-packed, padded with -1."""
+    offsets = np.concatenate([[0], np.cumsum(level_sizes)[:-1]])
+    tokens = np.where(codes >= 0, codes + offsets, -1)
+    order = np.argsort(tokens < 0, axis=1, kind="stable")
+    return np.take_along_axis(tokens, order, axis=1).astype(np.int32)
+
+
+def tokens_to_codes(tokens: CodeArray, level_sizes: Sequence[int]) -> CodeArray:
+    """Turn tokens (N, any width) back into codes (N, L) int32, -1 at levels that a document does not use."""
+    ends = np.cumsum(level_sizes)
+    codes = np.full((len(tokens), len(level_sizes)), -1, dtype=np.int32)
+    rows, columns = np.nonzero(tokens >= 0)
+    used = tokens[rows, columns]
+    levels = np.searchsorted(ends, used, side="right")
+    codes[rows, levels] = used - (ends - np.asarray(level_sizes))[levels]
+    return codes
+
+
+def mean_cosine(quantizer: Quantizer, points: Points) -> float:
+    """Give the mean cosine between unit points and what their codes stand for."""
+    total = 0.0
+    for _, block in points.blocks():
+        rebuilt = quantizer._reconstruct(quantizer._encode(block))
+        total += float(torch.nn.functional.cosine_similarity(rebuilt, block).double().sum())
+    return total / points.rows
+
+
+QuantizerT = TypeVar("QuantizerT", bound=type[Quantizer])
+_SYSTEMS: dict[str, type[Quantizer]] = {}
+
+
+def register(quantizer: QuantizerT) -> QuantizerT:
+    """Class decorator: make a system known to recipes under its `system` name."""
+    _SYSTEMS[quantizer.system] = quantizer
+    return quantizer
+
+
+def systems() -> dict[str, type[Quantizer]]:
+    """Give every system of this package by name."""
+    package = importlib.import_module("models.quantizers")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"models.quantizers.{module.name}")
+    return dict(sorted(_SYSTEMS.items()))
+
+
+def make_quantizer(table: Mapping[str, Any]) -> Quantizer:
+    """Make the quantizer of a recipe's `[quantizer]` table: `system` and its settings.
+
+    Raises:
+        QuantizerError: no or unknown system, unknown setting (with the allowed ones), or a value of the wrong type.
+    """
+    known = systems()
+    system = table.get("system")
+    if system not in known:
+        raise QuantizerError(f"quantizer.system is {system!r}, must be one of {', '.join(known)}")
+    chosen = known[system]
+    given: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in table.items() if key != "system"
+    }
+    _check_settings(system, chosen.settings_class, given)
+    return chosen(chosen.settings_class(**given))
+
+
+def _check_settings(system: str, settings_class: type[QuantizerSettings], given: Mapping[str, Any]) -> None:
+    defaults = {field.name: getattr(settings_class(), field.name) for field in dataclasses.fields(settings_class)}
+    for key, value in given.items():
+        if key not in defaults:
+            raise QuantizerError(f"{system} knows no setting {key!r}; allowed: {', '.join(defaults)}")
+        expected = type(defaults[key])
+        fits = _is_number(value) if expected is float else isinstance(value, expected)
+        if not fits or (expected is int and not _is_int(value)):
+            raise QuantizerError(f"{system}.{key} must be {expected.__name__} like {defaults[key]!r}, got {value!r}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def progress_bar(shown: bool) -> Progress:
+    """Make a progress bar on stderr (stdout is for results)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True)
+
+
+__all__ = [
+    "CodeArray",
+    "FitReport",
+    "Quantizer",
+    "QuantizerError",
+    "QuantizerSettings",
+    "QuantizerState",
+    "VectorError",
+    "codes_to_tokens",
+    "make_quantizer",
+    "mean_cosine",
+    "register",
+    "systems",
+    "tokens_to_codes",
+]
