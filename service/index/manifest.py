@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.model.text import TextSettings
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 MANIFEST_NAME = "manifest.json"
 
 Scoring = Literal["generative", "geometric", "guided"]
@@ -75,8 +75,13 @@ class Manifest(Frozen):
     """What both kinds share: schema version, the file table, and the digest over everything but itself."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
+    kind: str
     files: dict[str, FileEntry] = Field(default_factory=dict)
     digest: str = ""
+
+    def expected_files(self) -> frozenset[str]:
+        """Return the names of the files that an artefact with this manifest has, relative to its folder."""
+        raise NotImplementedError  # each kind names its own
 
 
 class ModelManifest(Manifest):
@@ -190,6 +195,11 @@ def manifest_digest(fields: dict[str, Any]) -> str:
     body = {key: value for key, value in fields.items() if key != "digest"}
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def render_manifest(fields: dict[str, Any]) -> bytes:
+    """Return the bytes of `manifest.json`; reading compares with them, so that no byte of it goes unchecked."""
+    return (json.dumps(fields, indent=1, ensure_ascii=True, allow_nan=False) + "\n").encode()
 
 
 def human_bytes(count: int) -> str:

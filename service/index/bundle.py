@@ -1,0 +1,230 @@
+"""Opening models and bundles: verified files, memory-mapped arrays, and the checks that they belong together.
+
+Letters: N documents, D dimensions, E token dimensions, T tokens, L levels, M trie nodes, C centroids, W words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from service.index.artefact import ArtefactError
+from service.index.documents import DocumentStore
+from service.index.manifest import BundleManifest, ModelManifest
+from service.index.trie import Trie, open_trie, verify_trie
+from service.index.verify import read_manifest, verify_files
+
+Opened = TypeVar("Opened")
+NORM_TOLERANCE = 1e-3  # of unit vectors; float16 round trips stay below
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model folder: the frozen halves and the manifest that describes them."""
+
+    path: Path
+    manifest: ModelManifest
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The tokenizer, in the format of the `tokenizers` library."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def encoder_file(self) -> Path:
+        """The encoder graph."""
+        return self.path / "encoder.onnx"
+
+    @property
+    def decoder_file(self) -> Path | None:
+        """The decoder graph, or None for a model that offers `geometric` scoring only."""
+        return self.path / "decoder.onnx" if self.manifest.decoder else None
+
+    @property
+    def adapter_file(self) -> Path | None:
+        """The QAMA adapter, or None."""
+        return self.path / "adapter.safetensors" if self.manifest.adapter else None
+
+    @cached_property
+    def tokens_TE(self) -> NDArray[np.float32]:  # noqa: N802 - shape suffix
+        """Token embeddings (T+1, E) float32, the start vector in row T; (0, 0) without a decoder."""
+        decoder = self.manifest.decoder
+        if decoder is None:
+            return np.zeros((0, 0), np.float32)
+        expected = (self.manifest.tokens + 1, decoder.embedding_dimensions)
+        return _array(self.path / "tokens.npy", expected, np.float32, "export the model again")
+
+    @cached_property
+    def quantizer_tensors(self) -> dict[str, NDArray[Any]]:
+        """The tensors of `quantizer.safetensors` by name, for `service.model.quantizer.assign_sids`."""
+        return _opened(self.path / "quantizer.safetensors", load_file)
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A bundle, its arrays memory-mapped read-only; positions are in depth-first order.
+
+    Attributes:
+        path: the folder.
+        manifest: sizes, the model's manifest, the file table.
+        model: the model inside.
+        trie: all SIDs, `trie.sids_NL` among them.
+        vectors: unit vectors (N, D) float32.
+        centroids: unit centroids (C, D) float32.
+        trie_centroid: each node's row in `centroids` (M,) int32, -1 for nodes of a handful of documents.
+        documents: ids, titles, texts, metadata.
+        codes: packed QAMA codes by level name.
+    """
+
+    path: Path
+    manifest: BundleManifest
+    model: Model
+    trie: Trie
+    vectors: NDArray[np.float32]
+    centroids: NDArray[np.float32]
+    trie_centroid: NDArray[np.int32]
+    documents: DocumentStore
+    codes: dict[str, NDArray[Any]]
+
+    @property
+    def digest(self) -> str:
+        """Sha256 over the manifest: file table and settings. Binds cache keys."""
+        return self.manifest.digest
+
+    def touch(self) -> int:
+        """Read one byte of every page of every mapped array, so that no request waits for the disk; returns bytes."""
+        trie = self.trie
+        arrays = [trie.token_M, trie.lo_M, trie.child_M, trie.sids_NL, self.vectors, self.centroids, self.trie_centroid]
+        arrays += self.codes.values()
+        for array in arrays:
+            array.ravel(order="K").view(np.uint8)[::4096].max(initial=0)
+        return sum(array.nbytes for array in arrays)
+
+    def close(self) -> None:
+        """Close the document store."""
+        self.documents.close()
+
+
+def open_model(path: Path, verify: bool = True) -> Model:
+    """Open a model folder.
+
+    Args:
+        path: the folder.
+        verify: whether every file is hashed first; leave it out only for a folder that was verified just now.
+
+    Raises:
+        ArtefactError: it is no model, or a file of it cannot be trusted; the message names the file.
+    """
+    manifest = _manifest(path, ModelManifest, verify)
+    model = Model(path, manifest)
+    _ = model.tokens_TE, model.quantizer_tensors  # refuse now, not at the first query
+    return model
+
+
+def open_bundle(path: Path, verify: bool = True) -> Bundle:
+    """Open a bundle by memory map; see `open_model` for the arguments and errors."""
+    manifest = _manifest(path, BundleManifest, verify)
+    model = Model(path / "model", manifest.model)
+    _ = model.tokens_TE, model.quantizer_tensors
+    trie = _opened(path, open_trie)
+    bundle = Bundle(
+        path=path,
+        manifest=manifest,
+        model=model,
+        trie=trie,
+        vectors=_vectors(path, manifest),
+        centroids=_array(path / "centroids.npy", (manifest.centroids, manifest.model.dimensions), np.float32, REINDEX),
+        trie_centroid=_array(path / "trie_centroid.npy", (manifest.nodes,), np.int32, REINDEX),
+        documents=_opened(path / "documents.sqlite", DocumentStore),
+        codes={level: _codes(path / f"codes_{level}.npy", manifest) for level in manifest.code_levels},
+    )
+    _check_sizes(bundle)
+    if verify:
+        _check_references(bundle)
+    return bundle
+
+
+REINDEX = "index the corpus again with this model"
+
+
+def _manifest(path: Path, kind: type[Opened], verify: bool) -> Opened:
+    manifest = read_manifest(path)
+    if not isinstance(manifest, kind):
+        wanted = "model" if kind is ModelManifest else "bundle"
+        raise ArtefactError(f"'{path}' is a {manifest.kind}, and a {wanted} is needed here: give a {wanted}'s folder")
+    if verify:
+        verify_files(path, manifest)
+    return manifest
+
+
+def _vectors(path: Path, manifest: BundleManifest) -> NDArray[np.float32]:
+    file = path / "vectors.npy"
+    vectors: NDArray[np.float32] = _opened(file, _map)
+    given = manifest.model.dimensions
+    if vectors.ndim == 2 and vectors.shape[1] != given:
+        raise ArtefactError(
+            f"bundle '{path}' has vectors of {vectors.shape[1]} dimensions, its encoder gives {given}: {REINDEX}"
+        )
+    return _array(file, (manifest.documents, given), np.float32, REINDEX)
+
+
+def _codes(file: Path, manifest: BundleManifest) -> NDArray[Any]:
+    codes: NDArray[Any] = _opened(file, _map)
+    if codes.dtype != np.uint64:
+        raise ArtefactError(
+            f"'{file}' holds {codes.dtype}, expected uint64 words of {manifest.documents} codes: {REINDEX}"
+        )
+    return codes
+
+
+def _check_sizes(bundle: Bundle) -> None:
+    manifest, trie = bundle.manifest, bundle.trie
+    found = {
+        "documents in sids.npy": (trie.documents, manifest.documents),
+        "documents in documents.sqlite": (len(bundle.documents), manifest.documents),
+        "nodes in trie_lo.npy": (trie.nodes, manifest.nodes),
+        "levels in sids.npy": (trie.sids_NL.shape[1], manifest.model.levels),
+    }
+    for what, (actual, expected) in found.items():
+        if actual != expected:
+            raise ArtefactError(f"bundle '{bundle.path}' has {actual} {what}, the manifest says {expected}: {REINDEX}")
+
+
+def _check_references(bundle: Bundle) -> None:
+    """Check every node, token and centroid row, so that no kernel can leave its arrays."""
+    manifest, rows = bundle.manifest, bundle.trie_centroid
+    _opened(bundle.path, lambda _: verify_trie(bundle.trie, manifest.model.tokens))
+    lowest, highest = int(rows.min()), int(rows.max())
+    if lowest < -1 or highest >= manifest.centroids:
+        file = bundle.path / "trie_centroid.npy"
+        raise ArtefactError(f"'{file}' names centroids {lowest} to {highest} of {manifest.centroids}: {REINDEX}")
+
+
+def _array(file: Path, shape: tuple[int, ...], dtype: type[np.generic], remedy: str) -> NDArray[Any]:
+    array: NDArray[Any] = _opened(file, _map)
+    if array.shape != shape or array.dtype != dtype:
+        raise ArtefactError(
+            f"'{file}' holds {array.dtype} of shape {array.shape}, "
+            f"the manifest asks for {np.dtype(dtype)} of shape {shape}: {remedy}"
+        )
+    return array
+
+
+def _map(file: Path) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def _opened(path: Path, opener: Callable[[Path], Opened]) -> Opened:
+    """Call `opener(path)`; whatever it raises about the content becomes an ArtefactError that names the path."""
+    try:
+        return opener(path)
+    except Exception as error:  # numpy, safetensors and SQLite raise types of their own
+        raise ArtefactError(f"'{path}' cannot be opened ({error}): make the artefact again") from error

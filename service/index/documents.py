@@ -1,0 +1,136 @@
+"""The document store of a bundle: SQLite, opened read-only and immutable, one connection per thread."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+SCHEMA = """
+CREATE TABLE documents(
+    position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
+    title TEXT NOT NULL, text TEXT NOT NULL, metadata TEXT NOT NULL
+)
+"""
+COLUMNS = "id, title, text, metadata"
+PARAMETERS = 500  # of one statement; SQLite's oldest limit is 999
+
+
+@dataclass(frozen=True)
+class Document:
+    """What is found: an id, a title, a text (title or text is not empty) and free metadata."""
+
+    id: str
+    title: str
+    text: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class DocumentStore:
+    """Documents by position or id; safe to use from many threads. Close it when no thread reads any more."""
+
+    def __init__(self, path: Path) -> None:
+        self._uri = f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._connections: list[sqlite3.Connection] = []
+        count, last = self._connection().execute("SELECT COUNT(*), MAX(position) FROM documents").fetchone()
+        if last is not None and last + 1 != count:
+            raise ValueError(f"'{path}' holds {count} documents with positions up to {last}: build the bundle again")
+        self._count = int(count)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def get(self, position: int) -> Document:
+        """Return the document at a position; raises IndexError outside 0 .. len - 1."""
+        return self.many([position])[0]
+
+    def by_id(self, document_id: str) -> int | None:
+        """Return the position of a document, or None for an unknown id."""
+        try:
+            row = self._connection().execute("SELECT position FROM documents WHERE id = ?", (document_id,)).fetchone()
+        except UnicodeEncodeError:  # lone surrogates: no stored id has any
+            return None
+        return None if row is None else int(row[0])
+
+    def many(self, positions: Sequence[int]) -> list[Document]:
+        """Return the documents at some positions, in that order, repeats included; raises IndexError as `get`."""
+        wanted = [int(position) for position in positions]
+        found = dict(self._rows(sorted(set(wanted))))
+        for position in wanted:
+            if position not in found:
+                raise IndexError(f"no document at position {position}: the bundle holds {self._count}")
+        return [found[position] for position in wanted]
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        with self._lock:
+            while self._connections:
+                self._connections.pop().close()
+
+    def _rows(self, positions: list[int]) -> Iterator[tuple[int, Document]]:
+        for start in range(0, len(positions), PARAMETERS):
+            chunk = positions[start : start + PARAMETERS]
+            marks = ",".join("?" * len(chunk))
+            query = f"SELECT position, {COLUMNS} FROM documents WHERE position IN ({marks})"  # noqa: S608 - only marks
+            for position, *columns in self._connection().execute(query, chunk):
+                yield position, document_of(columns)
+
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            # the connection is used by its own thread only, but `close` runs in another
+            connection = sqlite3.connect(self._uri, uri=True, check_same_thread=False)
+            connection.execute("PRAGMA mmap_size = 268435456")
+            self._local.connection = connection
+            with self._lock:
+                self._connections.append(connection)
+        return connection
+
+
+def write_documents(path: Path, documents: Iterable[Document]) -> int:
+    """Write a new store whose positions follow the order of `documents`; returns how many.
+
+    Raises:
+        sqlite3.IntegrityError: an id repeats.
+        OSError: the disk is full.
+    """
+    return write_rows(path, ((d.id, d.title, d.text, dump_metadata(d.metadata)) for d in documents))
+
+
+def write_rows(path: Path, rows: Iterable[Sequence[str]]) -> int:
+    """Write rows of (id, title, text, metadata as JSON); see `write_documents`."""
+    with closing(sqlite3.connect(path)) as connection:
+        # a staging file that a crash throws away needs no journal; `publish` flushes it to disk
+        connection.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {SCHEMA};")
+        numbered = ((position, *row) for position, row in enumerate(rows))
+        try:
+            connection.executemany("INSERT INTO documents VALUES (?, ?, ?, ?, ?)", numbered)
+            connection.commit()
+        except sqlite3.OperationalError as error:
+            raise _as_os_error(error, path) from error
+        return int(connection.execute("SELECT COUNT(*) FROM documents").fetchone()[0])
+
+
+def document_of(columns: Sequence[str]) -> Document:
+    """Return the document of a row's (id, title, text, metadata)."""
+    return Document(columns[0], columns[1], columns[2], json.loads(columns[3]))
+
+
+def dump_metadata(metadata: dict[str, Any]) -> str:
+    """Return metadata as JSON; raises ValueError for NaN and infinities, which JSON does not have."""
+    return json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _as_os_error(error: sqlite3.OperationalError, path: Path) -> Exception:
+    if error.sqlite_errorname in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
+        return OSError(errno.ENOSPC, "disk full while writing documents", str(path))
+    return error
