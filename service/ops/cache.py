@@ -1,0 +1,168 @@
+"""The answer cache: an LRU in this process, or Redis for several. Whatever goes wrong with either is a miss.
+
+Keys are SHA-256 over length-prefixed parts, so that no two lists of parts collide by concatenation; values are bytes
+that the caller checks against its own schema after every ``get``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+import unicodedata
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+logger = logging.getLogger(__name__)
+
+ENTRY_OVERHEAD_BYTES = 200  # key, list node and bookkeeping of one local entry, roughly
+REST_SECONDS = 1.0  # after a Redis failure nobody asks for this long: a dead server costs one time-out a second
+REDIS_PREFIX = "rhumb:answer:"
+
+
+class AnswerCache(Protocol):
+    """What the service asks of a cache."""
+
+    async def get_many(self, keys: Sequence[str]) -> list[bytes | None] | None:
+        """Return each key's value or None; None for the whole call when the cache failed. Never raises."""
+
+    async def put_many(self, values: Mapping[str, bytes]) -> None:
+        """Keep the values if possible; never raises."""
+
+    async def close(self) -> None:
+        """Let go of connections."""
+
+
+def answer_key(parts: Iterable[str | bytes]) -> str:
+    """Return the hex SHA-256 over the parts, each preceded by its length (8 bytes, little-endian).
+
+    Text is brought to NFC first, so that the same words in another composition find the same answer.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else unicodedata.normalize("NFC", part).encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+class LocalCache:
+    """Least recently used answers of this process, bounded by entries, bytes and age.
+
+    Used from the event loop only, hence without a lock.
+    """
+
+    def __init__(
+        self, max_entries: int, max_bytes: int, ttl_seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.max_entries, self.max_bytes, self.ttl_seconds = max_entries, max_bytes, ttl_seconds
+        self.bytes = 0
+        self._clock = clock
+        self._entries: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    async def get_many(self, keys: Sequence[str]) -> list[bytes | None] | None:
+        """Return each key's value, or None."""
+        return [self._get(key) for key in keys]
+
+    async def put_many(self, values: Mapping[str, bytes]) -> None:
+        """Keep the values, then drop the least recently used until the bounds hold."""
+        for key, value in values.items():
+            if _cost(value) <= self.max_bytes and self.max_entries > 0:
+                self._drop(key)
+                self._entries[key] = (self._clock() + self.ttl_seconds, value)
+                self.bytes += _cost(value)
+        while len(self._entries) > self.max_entries or self.bytes > self.max_bytes:
+            self._drop(next(iter(self._entries)))
+
+    async def close(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+        self.bytes = 0
+
+    def _get(self, key: str) -> bytes | None:
+        expires, value = self._entries.get(key, (0.0, b""))
+        if key not in self._entries:
+            return None
+        if self._clock() >= expires:
+            self._drop(key)
+            return None
+        self._entries.move_to_end(key)
+        return value
+
+    def _drop(self, key: str) -> None:
+        if entry := self._entries.pop(key, None):
+            self.bytes -= _cost(entry[1])
+
+
+def _cost(value: bytes) -> int:
+    return len(value) + ENTRY_OVERHEAD_BYTES
+
+
+class RedisCache:
+    """Answers shared through Redis; slow, dead, full or talking nonsense, it is a miss."""
+
+    def __init__(self, url: str, *, timeout_seconds: float, connections: int, ttl_seconds: float) -> None:
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=connections,
+            timeout=timeout_seconds / 2,  # wait for a free connection
+            socket_timeout=timeout_seconds,
+            socket_connect_timeout=timeout_seconds,
+            retry=Retry(NoBackoff(), 0),  # the default of ten retries blocked requests for 15 s
+            protocol=2,
+        )
+        self._redis = Redis(connection_pool=pool)
+        self._timeout_seconds, self._ttl_ms = timeout_seconds, max(1, round(ttl_seconds * 1000))
+        self._resting_until = 0.0
+
+    async def get_many(self, keys: Sequence[str]) -> list[bytes | None] | None:
+        """Return each key's value or None, in one round trip; None for the whole call on any failure."""
+        if self._rests():
+            return None
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                values = await self._redis.mget([REDIS_PREFIX + key for key in keys])
+            if len(values) != len(keys):
+                raise ValueError(f"{len(values)} values for {len(keys)} keys")
+            return [value if isinstance(value, bytes) else None for value in values]
+        except Exception as error:  # noqa: BLE001, RUF100  # the wire has raised RecursionError and AttributeError
+            self._rest(error)
+            return None
+
+    async def put_many(self, values: Mapping[str, bytes]) -> None:
+        """Store the values in one round trip, if Redis feels like it."""
+        if not values or self._rests():
+            return
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                pipeline = self._redis.pipeline(transaction=False)
+                for key, value in values.items():
+                    pipeline.set(REDIS_PREFIX + key, value, px=self._ttl_ms)
+                await pipeline.execute()
+        except Exception as error:  # noqa: BLE001, RUF100  # as above
+            self._rest(error)
+
+    async def close(self) -> None:
+        """Close the connections; a server that hangs does not hold us up."""
+        try:
+            async with asyncio.timeout(1):
+                await self._redis.aclose(close_connection_pool=True)
+        except Exception as error:  # noqa: BLE001, RUF100  # going away anyway
+            logger.warning("closing the Redis cache failed", extra={"error": type(error).__name__})
+
+    def _rests(self) -> bool:
+        return time.monotonic() < self._resting_until
+
+    def _rest(self, error: Exception) -> None:
+        """Leave Redis alone for a moment. Only the error's type is logged: its text may quote the wire."""
+        self._resting_until = time.monotonic() + REST_SECONDS
+        logger.warning("the Redis cache failed, going on without it", extra={"error": type(error).__name__})

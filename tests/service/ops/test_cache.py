@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import unicodedata
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from service.ops import cache as cache_module
+from service.ops.cache import ENTRY_OVERHEAD_BYTES, LocalCache, RedisCache, answer_key
+
+parts_strategy = st.lists(st.text(st.characters(codec="utf-8"), max_size=6), max_size=5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(parts_strategy, parts_strategy)
+def test_keys_are_equal_exactly_when_the_normalised_parts_are(left: list[str], right: list[str]) -> None:
+    same = [unicodedata.normalize("NFC", part) for part in left] == [unicodedata.normalize("NFC", p) for p in right]
+    assert (answer_key(left) == answer_key(right)) == same
+
+
+def test_keys_do_not_collide_by_concatenation_and_unify_compositions() -> None:
+    assert answer_key(["ab", "c"]) != answer_key(["a", "bc"])
+    assert answer_key(["a", ""]) != answer_key(["a"])
+    assert answer_key(["caf\u00e9"]) == answer_key(["cafe\u0301"])
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_local_cache_drops_the_least_recently_used() -> None:
+    cache = LocalCache(2, 1 << 20, 60)
+    await cache.put_many({"a": b"1", "b": b"2"})
+    assert await cache.get_many(["a"]) == [b"1"]
+    await cache.put_many({"c": b"3"})
+    assert await cache.get_many(["a", "b", "c"]) == [b"1", None, b"3"]
+    assert len(cache) == 2
+
+
+async def test_local_cache_is_bounded_by_bytes_and_counts_them_exactly() -> None:
+    cache = LocalCache(100, 3 * (ENTRY_OVERHEAD_BYTES + 10), 60)
+    for number in range(50):
+        await cache.put_many({str(number % 7): bytes(10)})
+        assert cache.bytes == len(cache) * (ENTRY_OVERHEAD_BYTES + 10)
+    assert len(cache) == 3
+    await cache.put_many({"large": bytes(10_000)})
+    assert await cache.get_many(["large"]) == [None]
+    assert len(cache) == 3, "a value that cannot fit pushes nothing out"
+
+
+async def test_local_cache_forgets_by_age() -> None:
+    clock = Clock()
+    cache = LocalCache(10, 1 << 20, 60, clock)
+    await cache.put_many({"a": b"1"})
+    clock.now += 59
+    assert await cache.get_many(["a"]) == [b"1"]
+    clock.now += 1
+    assert await cache.get_many(["a"]) == [None]
+    assert (len(cache), cache.bytes) == (0, 0)
+
+
+async def test_local_cache_of_no_entries_keeps_nothing() -> None:
+    cache = LocalCache(0, 1 << 20, 60)
+    await cache.put_many({"a": b"1"})
+    assert await cache.get_many(["a"]) == [None]
+
+
+# ---------------------------------------------------------------- Redis, a real one
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("no redis-server on PATH (apt-get install redis-server)")
+    folder: Path = tmp_path_factory.mktemp("redis")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)],
+        stdout=subprocess.DEVNULL,
+    )
+    _wait_for(port)
+    yield f"redis://127.0.0.1:{port}/0", process
+    process.kill()
+    process.wait()
+
+
+def _wait_for(port: int) -> None:
+    for _ in range(100):
+        try:
+            socket.create_connection(("127.0.0.1", port), 0.2).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise RuntimeError(f"nothing listens on {port}")
+
+
+def connect(url: str, ttl_seconds: float = 60, timeout_seconds: float = 0.5) -> RedisCache:
+    """A generous time-out for what must succeed on a busy machine; the failure tests use the real one."""
+    return RedisCache(url, timeout_seconds=timeout_seconds, connections=4, ttl_seconds=ttl_seconds)
+
+
+@pytest.fixture
+async def redis_cache(redis_server: tuple[str, subprocess.Popen[bytes]]) -> AsyncIterator[RedisCache]:
+    cache = connect(redis_server[0])
+    yield cache
+    await cache.close()
+
+
+async def test_redis_keeps_what_it_got(redis_cache: RedisCache) -> None:
+    await redis_cache.put_many({"a": b"\x00\xff", "b": b"2"})
+    assert await redis_cache.get_many(["a", "nothing", "b"]) == [b"\x00\xff", None, b"2"]
+
+
+async def test_two_processes_share_answers(
+    redis_cache: RedisCache, redis_server: tuple[str, subprocess.Popen[bytes]]
+) -> None:
+    await redis_cache.put_many({"shared": b"yes"})
+    other = connect(redis_server[0])
+    assert await other.get_many(["shared"]) == [b"yes"]
+    await other.close()
+
+
+async def test_redis_answers_expire(redis_server: tuple[str, subprocess.Popen[bytes]]) -> None:
+    cache = connect(redis_server[0], ttl_seconds=0.05)
+    await cache.put_many({"brief": b"1"})
+    await asyncio.sleep(0.2)
+    assert await cache.get_many(["brief"]) == [None]
+    await cache.close()
+
+
+async def test_foreign_type_under_our_key_is_a_miss(
+    redis_cache: RedisCache, redis_server: tuple[str, subprocess.Popen[bytes]]
+) -> None:
+    client = Redis.from_url(redis_server[0])
+    await client.rpush("rhumb:answer:list", "x")  # type: ignore[misc]
+    await client.aclose()
+    assert await redis_cache.get_many(["list"]) == [None]
+
+
+async def test_more_callers_than_connections_all_return(redis_cache: RedisCache) -> None:
+    await redis_cache.put_many({"a": b"1"})
+    answers = await asyncio.gather(*(redis_cache.get_many(["a"]) for _ in range(50)))
+    assert all(answer in ([b"1"], None) for answer in answers)
+    assert [b"1"] in answers
+
+
+@asynccontextmanager
+async def server_that_says(noise: bytes | None) -> AsyncIterator[str]:
+    """A loopback server that answers every connection with ``noise``; with None it hangs."""
+    over = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        if noise is None:
+            await over.wait()
+        else:
+            writer.write(noise)
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    over.set()
+    server.close()
+    await asyncio.sleep(0.01)  # let the handlers close their connections
+
+
+async def test_hung_server_costs_one_time_out_then_nothing() -> None:
+    """The first call waits its 50 ms, the next ones not at all."""
+    async with server_that_says(None) as url:
+        cache = connect(url, timeout_seconds=0.05)
+        begin = time.monotonic()
+        assert await cache.get_many(["a"]) is None
+        assert time.monotonic() - begin < 1
+        begin = time.monotonic()
+        for _ in range(100):
+            assert await cache.get_many(["a"]) is None
+            await cache.put_many({"a": b"1"})
+        assert time.monotonic() - begin < 0.05
+        await cache.close()
+
+
+async def test_dead_server_is_a_miss() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    cache = connect(f"redis://127.0.0.1:{port}/0", timeout_seconds=0.05)
+    await cache.put_many({"a": b"1"})
+    assert await cache.get_many(["a"]) is None
+    await cache.close()
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"*1\r\n" * 5000,
+        b"$5\r\nab",
+        b"*1\r\n$-7\r\n",
+        b"*99999999\r\n",
+        b":notanumber\r\n",
+        b"\xff\xfe\x00\r\n",
+        b"-ERR \xff\r\n",
+        b"+OK\r\n" * 20,
+        b"",
+    ],
+)
+async def test_garbage_on_the_wire_is_a_miss(noise: bytes) -> None:
+    async with server_that_says(noise) as url:
+        cache = connect(url, timeout_seconds=0.05)
+        assert (await cache.get_many(["a"])) in (None, [None])
+        cache._resting_until = 0.0
+        await cache.put_many({"a": b"1"})
+        await cache.close()
+
+
+async def test_a_failed_cache_recovers(
+    redis_server: tuple[str, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGSTOP hangs a real server in the middle of its life; after SIGCONT and the rest, answers come again."""
+    monkeypatch.setattr(cache_module, "REST_SECONDS", 0.2)
+    url, process = redis_server
+    cache = connect(url, timeout_seconds=0.2)
+    await cache.put_many({"a": b"1"})
+    process.send_signal(signal.SIGSTOP)
+    try:
+        assert await cache.get_many(["a"]) is None
+    finally:
+        process.send_signal(signal.SIGCONT)
+    for _ in range(50):
+        await asyncio.sleep(0.1)
+        if await cache.get_many(["a"]) == [b"1"]:
+            break
+    else:
+        pytest.fail("the cache never came back")
+    await cache.close()
+
+
+async def test_cancelled_caller_is_cancelled_not_a_miss() -> None:
+    async with server_that_says(None) as url:
+        cache = connect(url, timeout_seconds=5)
+        task = asyncio.create_task(cache.get_many(["a"]))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await cache.close()
