@@ -1,0 +1,87 @@
+"""From texts to the encoder's input ids: `tokenizer.json`, the model's text settings, padding.
+
+Letters: Q texts, S tokens of the longest of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from service.model.session import ModelError
+from service.model.text import TextSettings, document_text, query_text
+
+PADDING_NAMES = ("[PAD]", "<pad>", "<|endoftext|>")
+
+
+class TextTokenizer:
+    """Turns queries and documents into token ids, cut to the model's limits.
+
+    A text that is too long loses its end; a query with history loses the oldest history first, since the query itself
+    comes last. Threads may share one object.
+    """
+
+    def __init__(self, file: Path, settings: TextSettings) -> None:
+        self.settings = settings
+        self._query = _load(file, settings.max_query_tokens, "right")
+        self._history = _load(file, settings.max_query_tokens, "left")
+        self._document = _load(file, settings.max_document_tokens, "right")
+        self.pad_id = _pad_id(self._query)
+
+    def queries(self, texts: Sequence[str], histories: Sequence[Sequence[str]] | None = None) -> list[list[int]]:
+        """Return the ids of each query; `histories` holds each query's past titles, oldest first."""
+        if histories is None or self.settings.history_count == 0:
+            return _encode(self._query, [query_text(text, (), self.settings) for text in texts], "query")
+        if len(histories) != len(texts):
+            raise ValueError(f"{len(histories)} histories for {len(texts)} queries: give one each, empty where none")
+        pairs = zip(texts, histories, strict=True)
+        return _encode(self._history, [query_text(text, past, self.settings) for text, past in pairs], "query")
+
+    def documents(self, documents: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """Return the ids of each document, given as (title, text)."""
+        return _encode(self._document, [document_text(*document, self.settings) for document in documents], "document")
+
+    def pad(self, rows: Sequence[Sequence[int]], multiple: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return ids and attention mask (Q, S) int64; S is the longest row, rounded up to a multiple."""
+        longest = max(map(len, rows), default=0)
+        longest = -(-longest // multiple) * multiple
+        ids_QS = np.full((len(rows), longest), self.pad_id, np.int64)
+        mask_QS = np.zeros_like(ids_QS)
+        for row, ids in enumerate(rows):
+            ids_QS[row, : len(ids)] = ids
+            mask_QS[row, : len(ids)] = 1
+        return ids_QS, mask_QS
+
+
+def _load(file: Path, max_tokens: int, direction: Literal["left", "right"]) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_str(file.read_text("utf-8"))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise ModelError(f"'{file}' is not a tokenizer that this version of tokenizers reads: {error}") from error
+    tokenizer.enable_truncation(max_tokens, direction=direction)
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _pad_id(tokenizer: Tokenizer) -> int:
+    """Return the padding id: masked out everywhere, but some encoders count positions by it."""
+    ids = [tokenizer.token_to_id(name) for name in PADDING_NAMES]
+    return next((number for number in ids if number is not None), 0)
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str], what: str) -> list[list[int]]:
+    for number, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{what} {number} holds a lone surrogate at character {error.start}: remove it") from None
+    rows = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
+    for number, ids in enumerate(rows):
+        if not ids:
+            raise ValueError(f"{what} {number} has no tokens: it is empty for this tokenizer")
+    return rows
