@@ -62,7 +62,7 @@ class DecoderStep:
 
     def __init__(self, decoder: Decoder, encoded: Encoded) -> None:
         self._decoder = decoder
-        self._fixed = {**encoded.memory, "attention_mask": encoded.attention_mask_QS}
+        self._fixed: dict[str, NDArray[Any]] = {**encoded.memory, "attention_mask": encoded.attention_mask_QS}
         self._queries = len(encoded)
         self._past: list[NDArray[np.float32]] | None = None
         self.steps = 0
