@@ -25,11 +25,12 @@ MAX_PARAGRAPHS = 3
 MIN_DOC_CHARACTERS = 12  # shorter ones ("Alias.", "") tell a reader nothing
 
 # open windows or browsers, print, are tests or tools without an API, or are deprecated shims that only warn
-SKIPPED = frozenset(
-    "antigravity this idlelib tkinter turtle turtledemo test lib2to3 pydoc_data ensurepip distutils "
-    "sre_compile sre_constants sre_parse asynchat asyncore smtpd imp msilib nturl2path nt ntpath posixpath "
-    "genericpath posix pyexpat winreg winsound msvcrt opcode crypt rlcompleter".split()  # noqa: SIM905
-)
+_SKIPPED_NAMES = """
+antigravity this idlelib tkinter turtle turtledemo test lib2to3 pydoc_data ensurepip distutils sre_compile sre_constants
+sre_parse asynchat asyncore smtpd imp msilib nturl2path nt ntpath posixpath genericpath posix pyexpat winreg winsound
+msvcrt opcode crypt rlcompleter
+"""
+SKIPPED = frozenset(_SKIPPED_NAMES.split())
 WITHOUT_CHILDREN = frozenset({"encodings"})  # a hundred codecs that say the same
 SAYS_NOTHING = ("An enumeration.", "Initialize self.", "Deprecated AST node class")
 SKIPPED_LEAVES = frozenset({"__main__", "test", "tests", "idle_test", "windows_events", "windows_utils"})
