@@ -42,9 +42,9 @@ class HHQSettings(QuantizerSettings):
     """
 
     kmeans_iterations: int = 25
-    epochs: int = 100
-    batch_size: int = 1024
-    learning_rate: float = 0.005
+    epochs: int = 60
+    batch_size: int = 256
+    learning_rate: float = 0.007
     decay: bool = True
     revive: bool = True
 
