@@ -5,7 +5,7 @@ Letters: Q queries, N documents, D vector dimensions, S source tokens, H heads, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,20 +92,28 @@ class Encoder:
         vectors_QD, *memory = self._run(names, ids_QS, mask_QS)
         return Encoded(vectors_QD, dict(zip(self.memory_names, memory, strict=True)), mask_QS)
 
-    def encode_documents(self, documents: Sequence[tuple[str, str]], progress: bool = True) -> NDArray[np.float32]:
+    def encode_documents(
+        self, documents: Sequence[tuple[str, str]], advance: Callable[[int], None] | None = None
+    ) -> NDArray[np.float32]:
         """Return the unit vectors (N, D) float32 of documents given as (title, text).
 
         Documents are sorted by length within windows and run in batches of at most `BATCH_TOKENS` padded tokens; their
-        order is kept in the result.
+        order is kept in the result. `advance` is called with the number of documents done; without it a progress bar
+        is shown on stderr.
         """
+        with progress_bar("encoding", len(documents), quiet=advance is not None) as own_advance:
+            return self._encode_documents(documents, advance or own_advance)
+
+    def _encode_documents(
+        self, documents: Sequence[tuple[str, str]], advance: Callable[[int], None]
+    ) -> NDArray[np.float32]:
         vectors_ND = np.empty((len(documents), self.dimensions), np.float32)
-        with progress_bar("encoding", len(documents), quiet=not progress) as advance:
-            for start in range(0, len(documents), WINDOW):
-                rows = self.tokenizer.documents(documents[start : start + WINDOW])
-                for batch in length_batches([len(row) for row in rows], BATCH_TOKENS):
-                    ids_QS, mask_QS = self.tokenizer.pad([rows[i] for i in batch], LENGTH_STEP)
-                    vectors_ND[start + batch] = self._run(("vector",), ids_QS, mask_QS)[0]
-                    advance(len(batch))
+        for start in range(0, len(documents), WINDOW):
+            rows = self.tokenizer.documents(documents[start : start + WINDOW])
+            for batch in length_batches([len(row) for row in rows], BATCH_TOKENS):
+                ids_QS, mask_QS = self.tokenizer.pad([rows[i] for i in batch], LENGTH_STEP)
+                vectors_ND[start + batch] = self._run(("vector",), ids_QS, mask_QS)[0]
+                advance(len(batch))
         return vectors_ND
 
     def _run(

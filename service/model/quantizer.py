@@ -9,7 +9,8 @@ Letters: N documents, D dimensions, L levels, K codes of a level, T tokens (sum 
 | `residual_cosine` | the codeword of greatest cosine (DGI eq. 6, 13) | what the codeword leaves over |
 
 All kinds read the tensor `codebooks` (T, D'). The tensors `projection.weight_i` (out, in) and `projection.bias_i`,
-where given, are layers of an MLP with ReLU between them that is applied to the vectors first (RQ-VAE's encoder, D → D').
+where given, are layers of an MLP with ReLU between them that is applied to the vectors first (RQ-VAE's encoder,
+D → D').
 """
 
 from __future__ import annotations

@@ -1,0 +1,231 @@
+"""Building a bundle: model + documents → vectors → semantic IDs → trie → centroids → one published folder.
+
+Letters: N documents, D dimensions, L levels.
+
+It reads top to bottom in `build_bundle`. Memory holds the SIDs and one window of documents; documents and vectors go
+through files of the staging folder, because their final order is known only when all SIDs are. Files are written by
+`write`, not through memory maps: a full disk is then an error, where under a map it is a killed process.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.index.artefact import ArtefactError, new_artefact, publish
+from service.index.bundle import Model, open_model
+from service.index.centroids import build_centroids
+from service.index.documents import Document, DocumentStore, dump_metadata, write_documents, write_rows
+from service.index.manifest import BundleManifest
+from service.index.trie import Trie, build_trie, save_trie
+from service.model.encoder import WINDOW, Encoder
+from service.model.quantizer import QuantizerError, assign_sids
+from service.ops.progress import progress_bar
+
+GIVEN_NORM_TOLERANCE = 1e-2  # of vectors that come from elsewhere, float16 among them; they are normalised again
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a bundle is built.
+
+    Attributes:
+        replace: whether an artefact at the target is replaced.
+        threads: threads of the encoder; None for every CPU this process may use.
+        progress: whether bars are shown on stderr.
+        corpus: the corpus's name, for the manifest.
+    """
+
+    replace: bool = False
+    threads: int | None = None
+    progress: bool = True
+    corpus: str = ""
+
+
+def build_bundle(
+    model: Path,
+    documents: Iterable[Document],
+    target: Path,
+    *,
+    vectors: NDArray[Any] | None = None,
+    replace: bool = False,
+    threads: int | None = None,
+    progress: bool = True,
+    corpus: str = "",
+) -> BundleManifest:
+    """Index documents with a model and publish the bundle. Needs no torch.
+
+    The same model, documents and library versions give the same bundle, byte for byte.
+
+    Args:
+        model: the model's folder; verified first.
+        documents: read once, in order.
+        target: the folder to publish.
+        vectors: (N, D) unit vectors of the documents in their order, where they are known; else they are encoded.
+        replace: whether an artefact at `target` is replaced.
+        threads: threads of the encoder; None for every CPU this process may use.
+        progress: whether bars are shown on stderr.
+        corpus: the corpus's name, for the manifest.
+
+    Returns:
+        The bundle's manifest.
+
+    Raises:
+        ArtefactError: the model cannot be trusted, the vectors do not belong to it, an id repeats, there are no
+            documents, or the target cannot be written. Nothing is published then.
+        CorpusError: from reading `documents`.
+    """
+    options = BuildOptions(replace, threads, progress, corpus)
+    opened = open_model(model)
+    with new_artefact(target, replace) as staging:
+        work = staging / "work"
+        work.mkdir()
+        store = _spool(documents, work, options)
+        try:
+            _write_vectors(work / "vectors.npy", _vector_blocks(opened, store, vectors, options), len(store), opened)
+            manifest = _write_index(opened, store, work / "vectors.npy", staging, options)
+        finally:
+            store.close()
+        _copy_model(opened, staging / "model")
+        shutil.rmtree(work)
+        return publish(staging, manifest)
+
+
+def _write_index(
+    model: Model, store: DocumentStore, vectors_file: Path, staging: Path, options: BuildOptions
+) -> BundleManifest:
+    """Write everything of a bundle but the model, in depth-first order."""
+    vectors_ND = np.load(vectors_file, mmap_mode="r", allow_pickle=False)
+    trie, order_N = build_trie(_assign(model, vectors_ND, options))
+    save_trie(trie, staging)
+    with progress_bar("writing", len(store), quiet=not options.progress) as advance:
+        ordered = (vectors_ND[rows] for rows in _windows(order_N))
+        _write_vectors(staging / "vectors.npy", ordered, len(store), model)
+        write_documents(staging / "documents.sqlite", _reordered(store, order_N, advance))
+    centroids = _write_centroids(trie, staging, options)
+    return BundleManifest(
+        model=model.manifest,
+        documents=len(store),
+        distinct_sids=_distinct(trie.sids_NL),
+        nodes=trie.nodes,
+        centroids=centroids,
+        corpus=options.corpus,
+    )
+
+
+def _spool(documents: Iterable[Document], work: Path, options: BuildOptions) -> DocumentStore:
+    """Write the documents down in the order they come."""
+    last = Document("", "", "")
+
+    def rows(advance: Callable[[int], None]) -> Iterator[tuple[str, str, str, str]]:
+        nonlocal last
+        for last in documents:
+            yield last.id, last.title, last.text, dump_metadata(last.metadata)
+            advance(1)
+
+    try:
+        with progress_bar("reading", None, quiet=not options.progress) as advance:
+            count = write_rows(work / "spool.sqlite", rows(advance))
+    except sqlite3.IntegrityError:
+        raise ArtefactError(f"two documents have the id {last.id[:80]!r}: give every document its own id") from None
+    except UnicodeEncodeError:
+        raise ArtefactError(f"document {last.id[:80]!a} holds a lone surrogate: remove it") from None
+    if count == 0:
+        raise ArtefactError("there are no documents to index: a bundle holds at least one")
+    return DocumentStore(work / "spool.sqlite")
+
+
+def _vector_blocks(
+    model: Model, store: DocumentStore, vectors: NDArray[Any] | None, options: BuildOptions
+) -> Iterator[NDArray[np.float32]]:
+    """Give the unit vectors of all documents, window by window: those given, or the encoder's."""
+    if vectors is not None:
+        return _given_blocks(vectors, (len(store), model.manifest.dimensions))
+    return _encoded_blocks(model, store, options)
+
+
+def _given_blocks(vectors: NDArray[Any], shape: tuple[int, int]) -> Iterator[NDArray[np.float32]]:
+    if vectors.shape != shape:
+        raise ArtefactError(
+            f"the given vectors have shape {vectors.shape}, {shape[0]} documents and a model of {shape[1]} dimensions "
+            f"need {shape}: give one vector per document, made by this model's encoder"
+        )
+    for start in range(0, len(vectors), WINDOW):
+        block = np.asarray(vectors[start : start + WINDOW], np.float32)
+        norms = np.linalg.norm(block, axis=1)
+        bad = ~(np.abs(norms - 1) < GIVEN_NORM_TOLERANCE)
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise ArtefactError(
+                f"given vector {start + row} has length {norms[row]}, expected 1: normalise the vectors"
+            )
+        yield block / norms[:, None]
+
+
+def _encoded_blocks(model: Model, store: DocumentStore, options: BuildOptions) -> Iterator[NDArray[np.float32]]:
+    manifest = model.manifest
+    encoder = Encoder(
+        model.encoder_file, model.tokenizer_file, manifest.text, options.threads, dimensions=manifest.dimensions
+    )
+    with progress_bar("encoding", len(store), quiet=not options.progress) as advance:
+        for rows in _windows(np.arange(len(store))):
+            texts = [(document.title, document.text) for document in store.many(rows.tolist())]
+            yield encoder.encode_documents(texts, advance)
+
+
+def _write_vectors(file: Path, blocks: Iterable[NDArray[np.float32]], count: int, model: Model) -> None:
+    """Write a `.npy` file of (N, D) float32 block by block."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": (count, model.manifest.dimensions)}
+    with file.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for block in blocks:
+            stream.write(np.ascontiguousarray(block, "<f4").data)
+
+
+def _assign(model: Model, vectors_ND: NDArray[np.float32], options: BuildOptions) -> NDArray[np.int32]:
+    manifest = model.manifest
+    with progress_bar("assigning", len(vectors_ND), quiet=not options.progress) as advance:
+        try:
+            return assign_sids(
+                vectors_ND, manifest.quantizer.kind, model.quantizer_tensors, manifest.level_sizes, advance
+            )
+        except QuantizerError as error:
+            raise ArtefactError(f"model '{model.path}' cannot assign semantic IDs: {error}") from error
+
+
+def _reordered(store: DocumentStore, order_N: NDArray[np.int64], advance: Callable[[int], None]) -> Iterator[Document]:
+    for rows in _windows(order_N):
+        yield from store.many(rows.tolist())
+        advance(len(rows))
+
+
+def _write_centroids(trie: Trie, staging: Path, options: BuildOptions) -> int:
+    vectors_ND = np.load(staging / "vectors.npy", mmap_mode="r", allow_pickle=False)
+    with progress_bar("centroids", None, quiet=not options.progress):
+        centroids_CD, trie_centroid_M = build_centroids(trie, vectors_ND)
+    np.save(staging / "centroids.npy", centroids_CD, allow_pickle=False)
+    np.save(staging / "trie_centroid.npy", trie_centroid_M, allow_pickle=False)
+    return len(centroids_CD)
+
+
+def _distinct(sids_NL: NDArray[Any]) -> int:
+    """Count distinct rows of sorted SIDs."""
+    return 1 + int((sids_NL[1:] != sids_NL[:-1]).any(axis=1).sum())
+
+
+def _copy_model(model: Model, folder: Path) -> None:
+    folder.mkdir()
+    for name in model.manifest.files:
+        shutil.copyfile(model.path / name, folder / name)
+
+
+def _windows(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(rows), WINDOW):
+        yield rows[start : start + WINDOW]
