@@ -1,0 +1,184 @@
+"""Numba kernels of one step of the walk: score the children of every beam, keep the best; `walk.py` checks their input.
+
+Legend: Q queries, B beams, U columns of a decoder call (unfinished beams), N documents, L levels, K tokens of a level,
+T tokens, M nodes, C centroids, W words, D vector dimensions, E token dimensions, R children of the root.
+
+A query's beams are sorted, best first. Where scores are sums of log-probabilities no child scores above its beam, so
+the pass over a query's beams stops at the first that could not enter the selection: exact, and at wide beams most
+children are never scored.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from service.index.centroids import HANDFUL
+from service.search.filters import count_eligible
+from service.search.scores import (
+    child_cosine,
+    child_end,
+    fill_logits,
+    log_sum_exp,
+    mean_cosine,
+    product,
+    vocabulary_log_sum,
+)
+from service.search.selection import Best, offer, sort_best
+from service.search.walk_state import FINISHED, GEOMETRIC, Frontier, Order, Rules, Scalar, Scores, Scratch, Tables
+
+
+@njit(cache=True, nogil=True)
+def _is_eligible(tables: Tables, lo: int, hi: int) -> Scalar:
+    """Say whether the filter leaves a document in `[lo, hi)`; without a filter every range has one."""
+    return len(tables.words_W) == 0 or count_eligible(tables.words_W, tables.ranks_W, lo, hi) > 0
+
+
+@njit(cache=True, nogil=True)
+def _offer_children(
+    rules: Rules, tables: Tables, scores: Scores, scratch: Scratch, beams: Frontier, query: int, beam: int, size: int
+) -> Scalar:
+    """Offer the eligible children of one beam to the selection; the softmax runs over all of them."""
+    node, hi, score = beams.node_QB[query, beam], beams.hi_QB[query, beam], beams.score_QB[query, beam]
+    first, last = np.int64(tables.child_M[node]), np.int64(tables.child_M[node + 1])
+    normaliser = 0.0
+    if rules.scoring != GEOMETRIC:
+        column = beams.column_QB[query, beam]
+        if rules.full:
+            normaliser = vocabulary_log_sum(tables, scores, query, column, scratch.logits)
+        fill_logits(rules, tables, scores, scratch, query, column, node, hi)
+        if not rules.full:
+            normaliser = log_sum_exp(scratch.logits, last - first)
+    for child in range(first, last):
+        end = child_end(tables, child, last, hi)
+        if not _is_eligible(tables, np.int64(tables.lo_M[child]), end):
+            continue
+        if rules.scoring == GEOMETRIC:
+            child_score = np.float64(child_cosine(tables, scores, scratch, query, node, child, hi))
+        else:  # rounding must not lift a child above its beam: the early stop relies on it
+            child_score = score + min(scratch.logits[child - first] - normaliser, 0.0)
+        size = offer(scratch.best, size, child_score, 0.0, child, beam)
+    return size
+
+
+@njit(cache=True, nogil=True)
+def _offer_end(
+    rules: Rules, tables: Tables, scores: Scores, scratch: Scratch, beams: Frontier, query: int, beam: int, size: int
+) -> Scalar:
+    """Offer the documents that end at an inner node, at the node's own score (geometric: a handful at their own)."""
+    node, lo, score = beams.node_QB[query, beam], beams.lo_QB[query, beam], beams.score_QB[query, beam]
+    end = np.int64(tables.lo_M[tables.child_M[node]])
+    if end == lo or not _is_eligible(tables, lo, end):
+        return size
+    if rules.scoring == GEOMETRIC and end - lo <= HANDFUL:
+        score = np.float64(mean_cosine(tables.vectors_ND, lo, end, scores.vectors_QD[query], scratch.sum_D))
+    return offer(scratch.best, size, score, 0.0, node, beam)
+
+
+@njit(cache=True, nogil=True)
+def _offer_rest(
+    tables: Tables, scores: Scores, scratch: Scratch, beams: Frontier, depth: int, query: int, beam: int, size: int
+) -> Scalar:
+    """Offer the next token of a SID that stands alone: certain under `constrained`, not under `full`."""
+    column, node = beams.column_QB[query, beam], beams.node_QB[query, beam]
+    token = np.int64(tables.sids_NL[beams.lo_QB[query, beam], depth])
+    normaliser = vocabulary_log_sum(tables, scores, query, column, scratch.logits)
+    logit = np.float64(tables.scale_T[token]) * np.float64(product(tables, scores, query, column, token))
+    score = beams.score_QB[query, beam] + min(logit - normaliser, 0.0)
+    return offer(scratch.best, size, score, 0.0, node, beam)
+
+
+@njit(cache=True, nogil=True)
+def _select(
+    rules: Rules, tables: Tables, scores: Scores, scratch: Scratch, beams: Frontier, depth: int, query: int
+) -> Scalar:
+    """Select the best of a query's children, ends and finished beams; returns how many, sorted in `scratch.best`."""
+    size, capacity = 0, len(scratch.best.primary)
+    for beam in range(beams.size_Q[query]):
+        score, node = beams.score_QB[query, beam], beams.node_QB[query, beam]
+        if rules.scoring != GEOMETRIC and size == capacity and score < scratch.best.primary[0]:
+            break  # neither this beam nor any behind it can enter
+        if beams.column_QB[query, beam] == FINISHED:
+            size = offer(scratch.best, size, score, 0.0, node, beam)
+        elif tables.child_M[node] == tables.child_M[node + 1]:
+            size = _offer_rest(tables, scores, scratch, beams, depth, query, beam, size)
+        else:
+            size = _offer_children(rules, tables, scores, scratch, beams, query, beam, size)
+            size = _offer_end(rules, tables, scores, scratch, beams, query, beam, size)
+    sort_best(scratch.best, size)
+    return size
+
+
+@njit(cache=True, nogil=True)
+def _is_finished(rules: Rules, tables: Tables, node: int, lo: int, depth: int) -> Scalar:
+    """Say whether a node at `depth` needs no further step."""
+    if tables.child_M[node] != tables.child_M[node + 1]:
+        return False
+    levels = tables.sids_NL.shape[1]
+    return not rules.full or depth >= levels or tables.sids_NL[lo, depth] == rules.padding
+
+
+@njit(cache=True, nogil=True)
+def _settle(
+    rules: Rules, tables: Tables, best: Best, size: int, beams: Frontier, depth: int, query: int, after: Frontier,
+    order: Order,
+) -> Scalar:  # fmt: skip
+    """Turn a query's selection into its next beams; returns how many of them are unfinished."""
+    columns = 0
+    for rank in range(size):
+        origin, node = best.origin[rank], best.number[rank]
+        parent, lo, hi = beams.node_QB[query, origin], beams.lo_QB[query, origin], beams.hi_QB[query, origin]
+        finished, token = True, np.int64(rules.start)
+        if beams.column_QB[query, origin] != FINISHED:
+            if node != parent:  # a child
+                lo, hi = np.int64(tables.lo_M[node]), child_end(tables, node, np.int64(tables.child_M[parent + 1]), hi)
+                finished = _is_finished(rules, tables, node, lo, depth + 1)
+                token = np.int64(tables.token_M[node])
+            elif tables.child_M[node] != tables.child_M[node + 1]:  # an end
+                hi = np.int64(tables.lo_M[tables.child_M[node]])
+            else:  # the rest of a SID that stands alone
+                finished = _is_finished(rules, tables, node, lo, depth + 1)
+                token = np.int64(tables.sids_NL[lo, depth])
+        after.node_QB[query, rank], after.lo_QB[query, rank], after.hi_QB[query, rank] = node, lo, hi
+        after.score_QB[query, rank] = best.primary[rank]
+        after.column_QB[query, rank] = FINISHED if finished else columns
+        if not finished:
+            order.parent_QB[query, columns] = beams.column_QB[query, origin]
+            order.token_QB[query, columns] = token
+            columns += 1
+        if after.levels_QBL.shape[2] > 0:
+            _note_level(rules, beams, after, depth, query, origin, rank)
+    after.size_Q[query] = size
+    return columns
+
+
+@njit(cache=True, nogil=True)
+def _note_level(rules: Rules, beams: Frontier, after: Frontier, depth: int, query: int, origin: int, rank: int) -> None:
+    """Note what this level added to a beam; nothing where the beam was finished or ended here."""
+    after.levels_QBL[query, rank] = beams.levels_QBL[query, origin]
+    walked = after.node_QB[query, rank] != beams.node_QB[query, origin]
+    rest = after.hi_QB[query, rank] == beams.hi_QB[query, origin]
+    if walked or (rules.full and rest and beams.column_QB[query, origin] != FINISHED):
+        before = 0.0 if rules.scoring == GEOMETRIC else beams.score_QB[query, origin]
+        after.levels_QBL[query, rank, depth] = after.score_QB[query, rank] - before
+
+
+@njit(cache=True, nogil=True)
+def advance(
+    rules: Rules, tables: Tables, scores: Scores, scratch: Scratch, depth: int, beams: Frontier, after: Frontier,
+    order: Order,
+) -> Scalar:  # fmt: skip
+    """Walk every query one level down, from `beams` to `after`.
+
+    Returns:
+        The largest number of unfinished beams of a query: the columns of the next decoder call. `order` holds their
+        parents and tokens; columns that a query does not fill ask for the start token on column 0.
+    """
+    columns = 0
+    order.parent_QB[:] = 0
+    order.token_QB[:] = rules.start
+    for query in range(len(beams.size_Q)):
+        size = _select(rules, tables, scores, scratch, beams, depth, query)
+        unfinished = _settle(rules, tables, scratch.best, size, beams, depth, query, after, order)
+        columns = max(columns, unfinished)
+    return columns

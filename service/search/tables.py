@@ -1,0 +1,152 @@
+"""What a walk reads: the bundle's arrays, checked once when it is loaded.
+
+Legend: N documents, L levels, T tokens, M nodes, C centroids, R children of the root, D vector dimensions, E token
+dimensions.
+"""
+
+# ruff: noqa: N815 - shape suffixes (tokens_TE) are upper case on purpose
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.index.trie import Trie, padding_of
+from service.search.filters import DocumentFilter
+from service.search.walk_state import GENERATIVE, GEOMETRIC, GUIDED, Rules, Tables
+
+Scoring = Literal["generative", "geometric", "guided"]
+Normalisation = Literal["constrained", "full"]
+SCORINGS: dict[str, int] = {"generative": GENERATIVE, "guided": GUIDED, "geometric": GEOMETRIC}
+
+_NO_TOKENS = np.zeros((0, 0), np.float32)
+_NO_SCALE = np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class WalkTables:
+    """The trie with everything that scores its nodes; arrays may be memory maps.
+
+    Attributes:
+        trie: the semantic IDs.
+        vectors: (N, D) float32 unit vectors of the documents, in the trie's order.
+        centroids: (C, D) float32 unit centroids.
+        trie_centroid: (M,) int32, each node's row of `centroids`, -1 for nodes with a handful of documents.
+        level_offsets: (L + 1,) the first token of every level, then T.
+        tokens_TE: (T + 1, E) float32, token embeddings, the start vector last; empty for a model without decoder.
+        token_scale_T: (T,) float32, what turns hidden · token into a logit; empty without `generative`.
+        guided_scale_T, guided_weight_T: (T,) float32, the same for `guided`, and the weight of the cosine; empty
+            without.
+    """
+
+    trie: Trie
+    vectors: NDArray[np.float32]
+    centroids: NDArray[np.float32]
+    trie_centroid: NDArray[np.int32]
+    level_offsets: tuple[int, ...]
+    tokens_TE: NDArray[np.float32] = field(default_factory=lambda: _NO_TOKENS)
+    token_scale_T: NDArray[np.float32] = field(default_factory=lambda: _NO_SCALE)
+    guided_scale_T: NDArray[np.float32] = field(default_factory=lambda: _NO_SCALE)
+    guided_weight_T: NDArray[np.float32] = field(default_factory=lambda: _NO_SCALE)
+
+    def __post_init__(self) -> None:
+        tokens, nodes = self.level_offsets[-1], self.trie.nodes
+        self._check("vectors", self.vectors, np.float32, (self.trie.documents, None))
+        self._check("centroids", self.centroids, np.float32, (None, self.vectors.shape[1]))
+        self._check("trie_centroid", self.trie_centroid, np.int32, (nodes,))
+        if self.tokens_TE.size:
+            self._check("tokens_TE", self.tokens_TE, np.float32, (tokens + 1, None))
+        for name in ("token_scale_T", "guided_scale_T", "guided_weight_T"):
+            if getattr(self, name).size:
+                self._check(name, getattr(self, name), np.float32, (tokens,))
+        if len(self.level_offsets) != self.trie.sids_NL.shape[1] + 1:
+            raise ValueError(
+                f"semantic IDs have {self.trie.sids_NL.shape[1]} levels, the model {len(self.level_offsets) - 1}: "
+                "index the corpus with this model"
+            )
+
+    @property
+    def scorings(self) -> tuple[Scoring, ...]:
+        """The scorings that these tables can serve."""
+        offered: list[Scoring] = ["geometric"]
+        if self.tokens_TE.size and self.token_scale_T.size:
+            offered.append("generative")
+        if self.tokens_TE.size and self.guided_scale_T.size and self.guided_weight_T.size:
+            offered.append("guided")
+        return tuple(offered)
+
+    @cached_property
+    def root_RD(self) -> NDArray[np.float32]:  # noqa: N802 - shape suffix
+        """The unit centroids of the root's children, (R, D): every query meets them in one matrix product."""
+        first, last = int(self.trie.child_M[0]), int(self.trie.child_M[1])
+        bounds = [*(int(lo) for lo in self.trie.lo_M[first:last]), self.trie.documents]
+        rows = [self._centroid(node, bounds[node - first], bounds[node - first + 1]) for node in range(first, last)]
+        return np.array(rows, np.float32).reshape(-1, self.vectors.shape[1])
+
+    @cached_property
+    def root_D(self) -> NDArray[np.float32]:  # noqa: N802 - shape suffix
+        """The unit centroid of all documents, (D,)."""
+        return self._centroid(0, 0, self.trie.documents)
+
+    def kernel_rules(self, scoring: Scoring, normalisation: Normalisation) -> Rules:
+        """Return the constants of a walk.
+
+        `guided` is normalised over children always: a token without a node has no centroid, so no logit.
+        """
+        full = scoring == "generative" and normalisation == "full"
+        padding = padding_of(self.trie.sids_NL.dtype)
+        return Rules(SCORINGS[scoring], full, padding, self.level_offsets[-1])
+
+    def kernel_tables(self, scoring: Scoring, eligible: DocumentFilter | None) -> Tables:
+        """Return the read-only arrays of a walk."""
+        tables = self._tables[scoring]
+        if eligible is None:
+            return tables
+        return tables._replace(words_W=_frozen(eligible.words_W), ranks_W=_frozen(eligible.ranks_W))
+
+    @cached_property
+    def _tables(self) -> dict[str, Tables]:
+        scales = {"generative": self.token_scale_T, "guided": self.guided_scale_T, "geometric": _NO_SCALE}
+        trie = self.trie
+        return {
+            scoring: Tables(
+                token_M=_frozen(trie.token_M),
+                lo_M=_frozen(trie.lo_M),
+                child_M=_frozen(trie.child_M),
+                sids_NL=_frozen(trie.sids_NL),
+                tokens_TE=_frozen(self.tokens_TE),
+                scale_T=_frozen(scales[scoring]),
+                weight_T=_frozen(self.guided_weight_T),
+                centroids_CD=_frozen(self.centroids),
+                centroid_M=_frozen(self.trie_centroid),
+                vectors_ND=_frozen(self.vectors),
+                words_W=_frozen(np.zeros(0, np.uint64)),
+                ranks_W=_frozen(np.zeros(0, np.uint32)),
+            )
+            for scoring in scales
+        }
+
+    def _centroid(self, node: int, lo: int, hi: int) -> NDArray[np.float32]:
+        row = int(self.trie_centroid[node])
+        if row >= 0:
+            return np.asarray(self.centroids[row])
+        sum_D = self.vectors[lo:hi].sum(axis=0, dtype=np.float64)
+        length = float(np.linalg.norm(sum_D))
+        return np.asarray(sum_D / length if length > 0 else sum_D, np.float32)
+
+    @staticmethod
+    def _check(name: str, array: NDArray[Any], dtype: type[np.generic], shape: tuple[int | None, ...]) -> None:
+        fits = len(shape) == array.ndim and all(a in (None, b) for a, b in zip(shape, array.shape, strict=True))
+        if not fits or array.dtype != dtype or not array.flags.c_contiguous:
+            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, expected {np.dtype(dtype)} of {shape}")
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a read-only plain view: numba compiles one kernel for memory maps and for arrays in memory."""
+    view = np.asarray(array).view()
+    view.flags.writeable = False
+    return view

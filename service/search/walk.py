@@ -1,0 +1,222 @@
+"""The walk: from the root of the trie to the best semantic IDs, one level a step, for all queries of a batch.
+
+Legend: Q queries, B beams, U columns of a decoder call, L levels, K tokens of a level, D vector dimensions, E token
+dimensions, T tokens.
+
+A step asks the decoder for the unfinished beams only (packed to the left: beam b of a query is column `column_QB[b]`),
+scores their children and keeps the best B of children, finished beams and ends. It stops when nothing is unfinished.
+"""
+
+# ruff: noqa: N815 - shape suffixes (node_QB) are upper case on purpose
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.search.candidates import advance
+from service.search.filters import DocumentFilter
+from service.search.selection import new_best
+from service.search.tables import SCORINGS, Normalisation, Scoring, WalkTables
+from service.search.walk_state import FINISHED, Frontier, Order, Rules, Scores, Scratch
+
+MAX_BEAM_WIDTH = 1000
+
+# One matrix product with the whole level beats a product per child from this share of the level's tokens on
+# (measured by `rhumb bench trie`: a row of a product costs a fifth of a gathered one, and the early stop skips beams).
+DENSE_SHARE = 0.25
+
+
+class Step(Protocol):
+    """One decoder step of a batch; it keeps its own caches and reorders them by `parents_QB`."""
+
+    def __call__(
+        self, embeddings_QBE: NDArray[np.float32], step: int, parents_QB: NDArray[np.int64] | None, /
+    ) -> NDArray[np.float32]:
+        """Return hidden states (Q, B, E); parents are columns of the call before, None at step 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class Beams:
+    """The finished beams of every query, best first.
+
+    Attributes:
+        node_QB: (Q, B) int64 trie nodes.
+        lo_QB, hi_QB: (Q, B) int64, each beam's documents `[lo, hi)`: all hold one SID.
+        score_QB: (Q, B) float64, log P(SID | query), or the cosine to the node (geometric).
+        size_Q: (Q,) int64, how many of the B columns are in use; the rest is undefined.
+        steps_Q: (Q,) int64, levels that each query was walked; the decoder ran once for each, unless geometric.
+        steps: decoder steps that were run for the batch.
+        levels_QBL: (Q, B, L) float64 when explained: what each level added to the log-probability (geometric: the
+            cosine at that level), NaN behind a beam's last step; else None.
+    """
+
+    node_QB: NDArray[np.int64]
+    lo_QB: NDArray[np.int64]
+    hi_QB: NDArray[np.int64]
+    score_QB: NDArray[np.float64]
+    size_Q: NDArray[np.int64]
+    steps_Q: NDArray[np.int64]
+    steps: int
+    levels_QBL: NDArray[np.float64] | None
+
+
+def walk(
+    tables: WalkTables,
+    scoring: Scoring,
+    normalisation: Normalisation,
+    beam_width: int,
+    vectors_QD: NDArray[np.float32],
+    step: Step | None,
+    eligible: DocumentFilter | None = None,
+    explain: bool = False,
+) -> Beams:
+    """Find the best semantic IDs of every query.
+
+    Args:
+        tables: what to walk.
+        scoring: `generative` (decoder), `geometric` (cosine to centroids) or `guided` (both).
+        normalisation: `constrained` (softmax over a node's children) or `full` (over the level's vocabulary;
+            `generative` only).
+        beam_width: B, 1 to 1,000.
+        vectors_QD: (Q, D) float32 unit vectors of the queries.
+        step: the decoder of this batch; None for `geometric`.
+        eligible: the documents that may be found; it removes children and never changes a probability.
+        explain: whether to keep what each level added.
+
+    Returns:
+        The beams. With a beam that covers the tree they are exactly the best SIDs.
+
+    Raises:
+        ValueError: an argument is outside of its range, or the decoder gave values that are not finite.
+    """
+    _check(tables, scoring, normalisation, beam_width, vectors_QD, step, eligible)
+    rules, arrays = tables.kernel_rules(scoring, normalisation), tables.kernel_tables(scoring, eligible)
+    queries, levels = len(vectors_QD), len(tables.level_offsets) - 1
+    vectors_QD = np.ascontiguousarray(vectors_QD)
+    scratch = _scratch(tables, beam_width)
+    root_QR = vectors_QD @ tables.root_RD.T if scoring != "generative" else np.zeros((0, 0), np.float32)
+    beams, after = (_frontier(queries, beam_width, levels if explain else 0) for _ in range(2))
+    order = Order(*(np.zeros((queries, beam_width), np.int64) for _ in range(2)))
+    columns = _start(tables, rules, vectors_QD, beams, order, eligible)
+    steps_Q = np.zeros(queries, np.int64)
+    depth = 0
+    while columns:
+        steps_Q += (beams.column_QB >= 0).any(axis=1, where=_in_use(beams))
+        hidden_QUE, dense_QUK = _decode(tables, rules, beams, order, columns, depth, step)
+        scores = Scores(vectors_QD, hidden_QUE, dense_QUK, tables.level_offsets[depth], root_QR)
+        columns = advance(rules, arrays, scores, scratch, depth, beams, after, order)
+        beams, after = after, beams
+        depth += 1
+    levels_QBL = beams.levels_QBL if explain else None
+    steps = 0 if step is None else depth
+    return Beams(beams.node_QB, beams.lo_QB, beams.hi_QB, beams.score_QB, beams.size_Q, steps_Q, steps, levels_QBL)
+
+
+def _decode(
+    tables: WalkTables, rules: Rules, beams: Frontier, order: Order, columns: int, depth: int, step: Step | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Run the decoder for the unfinished beams: hidden states (Q, U, E), and their products with the whole level.
+
+    The products are (Q, U, K) where one matrix product is the cheaper way or all of them are needed, else empty.
+    """
+    queries = len(beams.size_Q)
+    nothing = np.zeros((queries, 0, 0), np.float32)
+    if step is None or rules.scoring == SCORINGS["geometric"]:
+        return nothing, nothing
+    embeddings_QUE = tables.tokens_TE[order.token_QB[:, :columns]]
+    parents_QU = np.ascontiguousarray(order.parent_QB[:, :columns]) if depth else None
+    hidden_QUE = np.ascontiguousarray(step(embeddings_QUE, depth, parents_QU))
+    if hidden_QUE.shape != embeddings_QUE.shape or not np.isfinite(hidden_QUE).all():
+        raise ValueError(
+            f"decoder step {depth} gave {hidden_QUE.shape} for {embeddings_QUE.shape}, or values that are not finite"
+        )
+    lo, hi = tables.level_offsets[depth : depth + 2]
+    if not (rules.full or depth == 0 or _children(tables, beams) >= DENSE_SHARE * queries * columns * (hi - lo)):
+        return hidden_QUE, nothing
+    products = hidden_QUE.reshape(queries * columns, -1) @ tables.tokens_TE[lo:hi].T
+    return hidden_QUE, products.reshape(queries, columns, hi - lo)
+
+
+def _children(tables: WalkTables, beams: Frontier) -> int:
+    """Count the children of all unfinished beams."""
+    nodes = beams.node_QB[_in_use(beams) & (beams.column_QB != FINISHED)]
+    child_M = tables.trie.child_M
+    return int(child_M[nodes + 1].sum(dtype=np.int64) - child_M[nodes].sum(dtype=np.int64))
+
+
+def _in_use(beams: Frontier) -> NDArray[np.bool_]:
+    """Return which of the (Q, B) beams exist."""
+    used: NDArray[np.bool_] = np.arange(beams.node_QB.shape[1]) < beams.size_Q[:, None]
+    return used
+
+
+def _start(
+    tables: WalkTables,
+    rules: Rules,
+    vectors_QD: NDArray[np.float32],
+    beams: Frontier,
+    order: Order,
+    eligible: DocumentFilter | None,
+) -> int:
+    """Put the root into every query's beams; returns the columns of the first decoder call: 1, or 0 at once."""
+    documents = tables.trie.documents
+    finished = int(tables.trie.child_M[1]) == 1 and not rules.full  # all documents share one SID
+    possible = eligible is None or eligible.count(0, documents) > 0
+    beams.node_QB[:, 0], beams.lo_QB[:, 0], beams.hi_QB[:, 0] = 0, 0, documents
+    beams.score_QB[:, 0] = vectors_QD @ tables.root_D if rules.scoring == SCORINGS["geometric"] else 0.0
+    beams.column_QB[:, 0] = FINISHED if finished else 0
+    beams.size_Q[:] = possible
+    order.token_QB[:, 0] = rules.start
+    return int(possible and not finished)
+
+
+def _frontier(queries: int, beam_width: int, levels: int) -> Frontier:
+    """Return empty beams."""
+    shape = (queries, beam_width)
+    return Frontier(
+        node_QB=np.zeros(shape, np.int64),
+        lo_QB=np.zeros(shape, np.int64),
+        hi_QB=np.zeros(shape, np.int64),
+        score_QB=np.zeros(shape),
+        column_QB=np.full(shape, FINISHED, np.int64),
+        size_Q=np.zeros(queries, np.int64),
+        levels_QBL=np.full((*shape, levels), np.nan),
+    )
+
+
+def _scratch(tables: WalkTables, beam_width: int) -> Scratch:
+    """Return working memory: no node has more children than there are tokens."""
+    return Scratch(
+        np.empty(max(1, tables.level_offsets[-1])), np.empty(tables.vectors.shape[1], np.float32), new_best(beam_width)
+    )
+
+
+def _check(
+    tables: WalkTables,
+    scoring: Scoring,
+    normalisation: Normalisation,
+    beam_width: int,
+    vectors_QD: NDArray[np.float32],
+    step: Step | None,
+    eligible: DocumentFilter | None,
+) -> None:
+    """Refuse what no walk can do."""
+    if scoring not in tables.scorings:
+        raise ValueError(f"scoring {scoring!r} is not offered: choose one of {', '.join(tables.scorings)}")
+    if normalisation not in ("constrained", "full"):
+        raise ValueError(f"normalisation {normalisation!r} is neither 'constrained' nor 'full'")
+    if isinstance(beam_width, bool) or not 1 <= beam_width <= MAX_BEAM_WIDTH:
+        raise ValueError(f"beam width {beam_width} is not between 1 and {MAX_BEAM_WIDTH}")
+    if (step is None) != (scoring == "geometric"):
+        raise ValueError(f"scoring {scoring!r} walks {'with' if step is None else 'without'} a decoder step")
+    wanted = tables.vectors.shape[1]
+    if vectors_QD.ndim != 2 or vectors_QD.shape[1] != wanted or vectors_QD.dtype != np.float32:
+        raise ValueError(f"queries are {vectors_QD.dtype} of shape {vectors_QD.shape}, expected float32 (Q, {wanted})")
+    if not np.isfinite(vectors_QD).all():
+        raise ValueError("query vectors hold values that are not finite")
+    if eligible is not None and eligible.documents != tables.trie.documents:
+        raise ValueError(f"the filter is over {eligible.documents} documents, the index has {tables.trie.documents}")

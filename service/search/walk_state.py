@@ -1,0 +1,108 @@
+"""What the kernels of the walk pass each other: named tuples of arrays, so that numba sees plain arrays.
+
+Legend: Q queries, B beams, U columns of a decoder call (unfinished beams), N documents, L levels, K tokens of a level,
+T tokens, M nodes, C centroids, W words, D vector dimensions, E token dimensions, R children of the root.
+"""
+
+# ruff: noqa: N815 - shape suffixes (lo_M) are upper case on purpose
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.search.selection import Best
+
+Scalar = Any  # a number inside a kernel: numba decides its width, mypy sees nothing behind njit
+
+GENERATIVE, GUIDED, GEOMETRIC = 0, 1, 2
+FINISHED = -1  # column of a beam that needs no decoder step
+
+
+class Rules(NamedTuple):
+    """What kind of walk this is.
+
+    Attributes:
+        scoring: GENERATIVE, GUIDED or GEOMETRIC.
+        full: normalise over the level's vocabulary, and walk every SID to its last token.
+        padding: the value that pads rows of `sids_NL`.
+        start: row of the start vector in `tokens_TE`.
+    """
+
+    scoring: int
+    full: bool
+    padding: int
+    start: int
+
+
+class Tables(NamedTuple):
+    """Read-only arrays of the bundle, as the kernels see them; unused ones are empty."""
+
+    token_M: NDArray[Any]
+    lo_M: NDArray[np.uint32]
+    child_M: NDArray[np.uint32]
+    sids_NL: NDArray[Any]
+    tokens_TE: NDArray[np.float32]
+    scale_T: NDArray[np.float32]
+    weight_T: NDArray[np.float32]
+    centroids_CD: NDArray[np.float32]
+    centroid_M: NDArray[np.int32]
+    vectors_ND: NDArray[np.float32]
+    words_W: NDArray[np.uint64]
+    ranks_W: NDArray[np.uint32]
+
+
+class Frontier(NamedTuple):
+    """The beams of every query, best first.
+
+    Attributes:
+        node_QB, lo_QB, hi_QB: int64, the trie node and its documents (an end: only those that end there).
+        score_QB: float64, summed log-probability, or cosine to the node (geometric).
+        column_QB: int64, the beam's column in the next decoder call, or FINISHED.
+        size_Q: int64, beams in use.
+        levels_QBL: float64, what each level added (geometric: the node's cosine), NaN where nothing was walked;
+            (Q, B, 0) unless asked for.
+    """
+
+    node_QB: NDArray[np.int64]
+    lo_QB: NDArray[np.int64]
+    hi_QB: NDArray[np.int64]
+    score_QB: NDArray[np.float64]
+    column_QB: NDArray[np.int64]
+    size_Q: NDArray[np.int64]
+    levels_QBL: NDArray[np.float64]
+
+
+class Scores(NamedTuple):
+    """What is known before the children are scored.
+
+    Attributes:
+        vectors_QD: float32, the queries.
+        hidden_QUE: float32, the decoder's states of the unfinished beams.
+        dense_QUK: float32, their products with every token of the level, or (0, 0, 0): then made as needed.
+        level_lo: the level's first token.
+        root_QR: float32, products of queries and the root's children; used at depth 0.
+    """
+
+    vectors_QD: NDArray[np.float32]
+    hidden_QUE: NDArray[np.float32]
+    dense_QUK: NDArray[np.float32]
+    level_lo: int
+    root_QR: NDArray[np.float32]
+
+
+class Scratch(NamedTuple):
+    """Working memory of a walk: `logits` as long as the widest node, `sum_D` one vector, `best` the selection."""
+
+    logits: NDArray[np.float64]
+    sum_D: NDArray[np.float32]
+    best: Best
+
+
+class Order(NamedTuple):
+    """What the decoder is asked next: the columns of its last call and the tokens to go on with, (Q, B) int64."""
+
+    parent_QB: NDArray[np.int64]
+    token_QB: NDArray[np.int64]
