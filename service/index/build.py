@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from service.index.artefact import ArtefactError, new_artefact, publish
 from service.index.bundle import Model, open_model
 from service.index.centroids import build_centroids
+from service.index.codes import write_codes
 from service.index.documents import Document, DocumentStore, dump_metadata, write_documents, write_rows
 from service.index.manifest import BundleManifest
 from service.index.trie import Trie, build_trie, save_trie
@@ -109,13 +110,16 @@ def _write_index(
         ordered = (vectors_ND[rows] for rows in _windows(order_N))
         _write_vectors(staging / "vectors.npy", ordered, len(store), model)
         write_documents(staging / "documents.sqlite", _reordered(store, order_N, advance))
-    centroids = _write_centroids(trie, staging, options)
+    ordered_ND = np.load(staging / "vectors.npy", mmap_mode="r", allow_pickle=False)
+    centroids = _write_centroids(trie, ordered_ND, staging, options)
+    levels = write_codes(model, ordered_ND, staging, options.progress)
     return BundleManifest(
         model=model.manifest,
         documents=len(store),
         distinct_sids=_distinct(trie.sids_NL),
         nodes=trie.nodes,
         centroids=centroids,
+        code_levels=levels,
         corpus=options.corpus,
     )
 
@@ -206,8 +210,7 @@ def _reordered(store: DocumentStore, order_N: NDArray[np.int64], advance: Callab
         advance(len(rows))
 
 
-def _write_centroids(trie: Trie, staging: Path, options: BuildOptions) -> int:
-    vectors_ND = np.load(staging / "vectors.npy", mmap_mode="r", allow_pickle=False)
+def _write_centroids(trie: Trie, vectors_ND: NDArray[np.float32], staging: Path, options: BuildOptions) -> int:
     with progress_bar("centroids", None, quiet=not options.progress):
         centroids_CD, trie_centroid_M = build_centroids(trie, vectors_ND)
     np.save(staging / "centroids.npy", centroids_CD, allow_pickle=False)

@@ -22,7 +22,7 @@ from service.index.trie import Trie, open_trie, verify_trie
 from service.index.verify import read_manifest, verify_files
 
 Opened = TypeVar("Opened")
-NORM_TOLERANCE = 1e-3  # of unit vectors; float16 round trips stay below
+CODE_BLOCK = 32  # documents of a block of packed codes (service.model.packing)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Bundle:
         centroids: unit centroids (C, D) float32.
         trie_centroid: each node's row in `centroids` (M,) int32, -1 for nodes of a handful of documents.
         documents: ids, titles, texts, metadata.
-        codes: packed QAMA codes by level name.
+        codes: packed QAMA codes by level name, in the stored form (G, W, 32) uint64 of `service.model.packing`.
     """
 
     path: Path
@@ -123,16 +123,14 @@ def open_model(path: Path, verify: bool = True) -> Model:
         ArtefactError: it is no model, or a file of it cannot be trusted; the message names the file.
     """
     manifest = _manifest(path, ModelManifest, verify)
-    model = Model(path, manifest)
-    _ = model.tokens_TE, model.quantizer_tensors  # refuse now, not at the first query
-    return model
+    return _checked(Model(path, manifest))
 
 
 def open_bundle(path: Path, verify: bool = True) -> Bundle:
     """Open a bundle by memory map; see `open_model` for the arguments and errors."""
     manifest = _manifest(path, BundleManifest, verify)
-    model = Model(path / "model", manifest.model)
-    _ = model.tokens_TE, model.quantizer_tensors
+    _check_model_files(path, manifest)
+    model = _checked(Model(path / "model", manifest.model))
     trie = _opened(path, open_trie)
     bundle = Bundle(
         path=path,
@@ -143,7 +141,7 @@ def open_bundle(path: Path, verify: bool = True) -> Bundle:
         centroids=_array(path / "centroids.npy", (manifest.centroids, manifest.model.dimensions), np.float32, REINDEX),
         trie_centroid=_array(path / "trie_centroid.npy", (manifest.nodes,), np.int32, REINDEX),
         documents=_opened(path / "documents.sqlite", DocumentStore),
-        codes={level: _codes(path / f"codes_{level}.npy", manifest) for level in manifest.code_levels},
+        codes={level: _codes(path, level, manifest) for level in manifest.code_levels},
     )
     _check_sizes(bundle)
     if verify:
@@ -164,6 +162,29 @@ def _manifest(path: Path, kind: type[Opened], verify: bool) -> Opened:
     return manifest
 
 
+def _checked(model: Model) -> Model:
+    """Open what a model's tensors are made of: refused now, not at the first query."""
+    _ = model.tokens_TE, model.quantizer_tensors
+    adapter, encoder = model.manifest.adapter, model.manifest.files["encoder.onnx"].sha256
+    if adapter is not None and adapter.encoder_sha256 != encoder:
+        raise ArtefactError(
+            f"'{model.adapter_file}' belongs to the encoder {adapter.encoder_sha256[:12]}, "
+            f"this model's is {encoder[:12]}: train the adapter on this model's vectors"
+        )
+    return model
+
+
+def _check_model_files(path: Path, manifest: BundleManifest) -> None:
+    """Hold the model inside against the manifest of the model that the index was made with."""
+    for name, entry in manifest.model.files.items():
+        found = manifest.files.get(f"model/{name}")
+        if found != entry:
+            raise ArtefactError(
+                f"'{path / 'model' / name}' is not the file the index was made with: its sha256 is "
+                f"{found.sha256 if found else 'missing'}, the model's was {entry.sha256}: {REINDEX}"
+            )
+
+
 def _vectors(path: Path, manifest: BundleManifest) -> NDArray[np.float32]:
     file = path / "vectors.npy"
     vectors: NDArray[np.float32] = _opened(file, _map)
@@ -175,13 +196,17 @@ def _vectors(path: Path, manifest: BundleManifest) -> NDArray[np.float32]:
     return _array(file, (manifest.documents, given), np.float32, REINDEX)
 
 
-def _codes(file: Path, manifest: BundleManifest) -> NDArray[Any]:
-    codes: NDArray[Any] = _opened(file, _map)
-    if codes.dtype != np.uint64:
+def _codes(path: Path, level: str, manifest: BundleManifest) -> NDArray[Any]:
+    file = path / f"codes_{level}.npy"
+    codes_GWV: NDArray[Any] = _opened(file, _map)
+    words = codes_GWV.shape[1] if codes_GWV.ndim == 3 else 0
+    shape = (-(-manifest.documents // CODE_BLOCK), words, CODE_BLOCK)
+    if codes_GWV.dtype != np.uint64 or codes_GWV.shape != shape:
         raise ArtefactError(
-            f"'{file}' holds {codes.dtype}, expected uint64 words of {manifest.documents} codes: {REINDEX}"
+            f"'{file}' holds {codes_GWV.dtype} of shape {codes_GWV.shape}, "
+            f"{manifest.documents} documents need uint64 of shape {shape}: {REINDEX}"
         )
-    return codes
+    return codes_GWV
 
 
 def _check_sizes(bundle: Bundle) -> None:
