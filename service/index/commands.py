@@ -1,0 +1,85 @@
+"""The commands of this room: `rhumb index` makes a bundle, `rhumb inspect` says what an artefact is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+
+from service.index.artefact import ArtefactError
+from service.index.build import build_bundle
+from service.index.corpus import CorpusError, read_corpus
+from service.index.inspect import as_json, inspect_artefact, render
+from service.index.manifest import human_bytes
+from service.model.session import ModelError
+
+
+def register(app: typer.Typer) -> None:
+    """Add `index` and `inspect` to the command line."""
+    app.command("index")(index)
+    app.command("inspect")(inspect)
+
+
+def index(
+    model: Annotated[Path, typer.Option(help="Folder of the model.")],
+    corpus: Annotated[Path, typer.Option(help="BEIR corpus: a .jsonl file, or a folder with corpus.jsonl.")],
+    out: Annotated[Path, typer.Option(help="Folder of the bundle to make.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the artefact at OUT.")] = False,
+    vectors: Annotated[
+        Path | None, typer.Option(help=".npy of the documents' unit vectors in corpus order, instead of encoding them.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the encoder; every CPU by default.")] = None,
+) -> None:
+    """Index a corpus with a model and publish the bundle. Needs no torch."""
+    with errors_as_text():
+        given = None if vectors is None else _load_vectors(vectors)
+        manifest = build_bundle(
+            model, read_corpus(corpus), out, vectors=given, replace=replace, threads=threads, corpus=corpus.name
+        )
+    size = human_bytes(sum(entry.bytes for entry in manifest.files.values()))
+    typer.echo(
+        f"{out}: {manifest.documents} documents on {manifest.distinct_sids} semantic IDs, {size}. "
+        f"Serve it: rhumb serve --bundle {out}"
+    )
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Folder of a model or bundle.")],
+    as_json_text: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Verify a model or bundle and print what it is."""
+    with errors_as_text():
+        inspection = inspect_artefact(path)
+    if as_json_text:
+        typer.echo(json.dumps(as_json(inspection), indent=1))
+    else:
+        Console().print(render(inspection))
+
+
+@contextmanager
+def errors_as_text() -> Iterator[None]:
+    """Turn errors about what the user gave into one paragraph on stderr and exit code 1, without a traceback."""
+    try:
+        yield
+    except (ArtefactError, CorpusError, ModelError, OSError) as error:
+        text = f"error: {error}".encode(errors="backslashreplace").decode()
+        print(text, file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def _load_vectors(file: Path) -> NDArray[np.floating]:
+    try:
+        array: NDArray[np.floating] = np.load(file, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ArtefactError(f"'{file}' is not a .npy file of numbers ({error}): write it with numpy.save") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        raise ArtefactError(f"'{file}' does not hold an array of floats: write it with numpy.save")
+    return array

@@ -1,0 +1,271 @@
+"""What a model or a bundle is: sizes, levels, collisions, code use, provenance; verified before it is described.
+
+Letters: N documents, L levels, K codes of a level, T tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from service.index.bundle import Bundle, open_bundle, open_model
+from service.index.manifest import BundleManifest, ModelManifest, human_bytes
+from service.index.trie import padding_of
+from service.index.verify import read_manifest
+
+
+@dataclass(frozen=True)
+class LevelUse:
+    """How the codes of one level are used.
+
+    Attributes:
+        level: from 1, as people count.
+        size: K.
+        used: codes that at least one document has.
+        documents: documents whose SID reaches the level.
+        entropy_bits: entropy of the codes over those documents; log2 K at best.
+        gini: Gini coefficient of the documents per code, unused codes among them; 0 is even, 1 is one code for all.
+        largest_share: share of those documents on the most frequent code.
+    """
+
+    level: int
+    size: int
+    used: int
+    documents: int
+    entropy_bits: float
+    gini: float
+    largest_share: float
+
+
+@dataclass(frozen=True)
+class IndexUse:
+    """What a bundle's index looks like.
+
+    Attributes:
+        collisions: number of SIDs by how many documents they hold: `{1: 900, 2: 40, …}`.
+        p_unique: distinct SIDs / documents (HHQ appendix C).
+        bytes_per_document: of every file that grows with the corpus.
+    """
+
+    documents: int
+    distinct_sids: int
+    p_unique: float
+    largest_collision: int
+    collisions: dict[int, int]
+    nodes: int
+    centroids: int
+    depth: int
+    levels: tuple[LevelUse, ...]
+    bytes_per_document: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A verified artefact: its manifest, its files, and for a bundle the use of its codes."""
+
+    path: Path
+    manifest: ModelManifest | BundleManifest
+    verified_bytes: int
+    verified_seconds: float
+    index: IndexUse | None = None
+
+    @property
+    def model(self) -> ModelManifest:
+        """The manifest of the model, or of the model inside the bundle."""
+        return self.manifest.model if isinstance(self.manifest, BundleManifest) else self.manifest
+
+
+def inspect_artefact(path: Path) -> Inspection:
+    """Verify an artefact and return what it is.
+
+    Raises:
+        ArtefactError: it cannot be trusted; the message names the file, the numbers and the remedy.
+    """
+    started = time.perf_counter()
+    manifest = read_manifest(path)
+    bundle = open_bundle(path) if isinstance(manifest, BundleManifest) else None
+    if bundle is None:
+        open_model(path)
+    seconds = time.perf_counter() - started
+    total = sum(entry.bytes for entry in manifest.files.values())
+    if bundle is None:
+        return Inspection(path, manifest, total, seconds)
+    with closing(bundle):
+        return Inspection(path, manifest, total, seconds, describe_index(bundle))
+
+
+def describe_index(bundle: Bundle) -> IndexUse:
+    """Count collisions and code use of an open bundle."""
+    trie, manifest = bundle.trie, bundle.manifest
+    sizes = collision_sizes(trie.sids_NL)
+    files = {name: entry.bytes for name, entry in manifest.files.items() if not name.startswith("model/")}
+    return IndexUse(
+        documents=trie.documents,
+        distinct_sids=len(sizes),
+        p_unique=len(sizes) / trie.documents,
+        largest_collision=int(sizes.max()),
+        collisions={int(size): int(count) for size, count in zip(*np.unique(sizes, return_counts=True), strict=True)},
+        nodes=trie.nodes,
+        centroids=len(bundle.centroids),
+        depth=trie.depth,
+        levels=level_use(trie.sids_NL, manifest.model.level_offsets),
+        bytes_per_document={name: size / trie.documents for name, size in sorted(files.items())},
+    )
+
+
+def collision_sizes(sids_NL: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the number of documents of every distinct SID of sorted rows."""
+    starts = np.flatnonzero(np.r_[True, (sids_NL[1:] != sids_NL[:-1]).any(axis=1)])
+    sizes: NDArray[np.int64] = np.diff(np.r_[starts, len(sids_NL)])
+    return sizes
+
+
+def level_use(sids_NL: NDArray[Any], level_offsets: tuple[int, ...]) -> tuple[LevelUse, ...]:
+    """Return the use of every level's codes; tokens say which level they are of, whatever column they stand in."""
+    tokens = sids_NL[sids_NL != padding_of(sids_NL.dtype)].astype(np.int64)
+    counts_T = np.bincount(tokens, minlength=level_offsets[-1])
+    ranges = enumerate(pairwise(level_offsets), start=1)
+    return tuple(_use(level, counts_T[first:last]) for level, (first, last) in ranges)
+
+
+def _use(level: int, counts_K: NDArray[np.int64]) -> LevelUse:
+    total, size = int(counts_K.sum()), len(counts_K)
+    shares = counts_K[counts_K > 0] / max(total, 1)
+    ranks = np.arange(1, size + 1)
+    gini = 2 * float((ranks * np.sort(counts_K)).sum()) / (size * total) - (size + 1) / size if total else 0.0
+    return LevelUse(
+        level=level,
+        size=size,
+        used=int((counts_K > 0).sum()),
+        documents=total,
+        entropy_bits=abs(float(-(shares * np.log2(shares)).sum())),  # abs: no minus zero
+        gini=gini,
+        largest_share=float(shares.max(initial=0.0)),
+    )
+
+
+def as_json(inspection: Inspection) -> dict[str, Any]:
+    """Return an inspection as plain values for `--json`."""
+    return {
+        "path": str(inspection.path),
+        "manifest": inspection.manifest.model_dump(mode="json"),
+        "verified_bytes": inspection.verified_bytes,
+        "verified_seconds": inspection.verified_seconds,
+        "index": asdict(inspection.index) if inspection.index else None,
+    }
+
+
+def render(inspection: Inspection) -> RenderableType:
+    """Return an inspection as tables for a terminal."""
+    manifest = inspection.manifest
+    title = Text.assemble((f"{manifest.kind} ", "bold"), (str(inspection.path), "bold cyan"))
+    verified = Text(
+        f"verified: {len(manifest.files)} files, {human_bytes(inspection.verified_bytes)} "
+        f"in {inspection.verified_seconds:.2f} s, digest {manifest.digest[:16]}…",
+        style="green",
+    )
+    parts: list[RenderableType] = [title, verified, _model_table(inspection.model)]
+    if inspection.index is not None:
+        parts += [_index_table(inspection.index), _level_table(inspection.index), _collision_table(inspection.index)]
+    return Group(*parts, _file_table(inspection))
+
+
+def _model_table(model: ModelManifest) -> Table:
+    table = Table(title="model", title_justify="left", show_header=False)
+    decoder, text, origin = model.decoder, model.text, model.provenance
+    shape = (
+        "none" if decoder is None else f"{decoder.layers} layers, {decoder.heads} heads of {decoder.head_dimensions}"
+    )
+    rows = {
+        "dimensions": model.dimensions,
+        "levels": f"{model.levels}: {' × '.join(map(str, model.level_sizes))}",
+        "quantizer": model.quantizer.kind,
+        "decoder": shape,
+        "scorings": ", ".join(
+            f"{name} (default)" if name == model.default_scoring else name for name in model.scorings
+        ),
+        "normalisation": model.normalisation,
+        "precision": model.precision,
+        "query / document tokens": f"{text.max_query_tokens} / {text.max_document_tokens}",
+        "history": f"last {text.history_count}" if text.history_count else "not used",
+        "packed codes": ", ".join(model.adapter.levels) if model.adapter else "none",
+        "recipe": origin.recipe,
+        "base model": origin.base_model or "unknown",
+        "data": ", ".join(origin.data) or "unknown",
+        "licences": ", ".join(origin.licences) or "unknown",
+        "seed": "unknown" if origin.seed is None else origin.seed,
+        "notes": origin.notes,
+    }
+    return _filled(table, rows)
+
+
+def _index_table(index: IndexUse) -> Table:
+    rows = {
+        "documents": f"{index.documents:,}",
+        "distinct SIDs": f"{index.distinct_sids:,} (p_unique {index.p_unique:.4f})",
+        "largest collision": f"{index.largest_collision} documents on one SID",
+        "trie": f"{index.nodes:,} nodes, depth {index.depth}, {index.centroids:,} centroids",
+    }
+    return _filled(Table(title="index", title_justify="left", show_header=False), rows)
+
+
+def _level_table(index: IndexUse) -> Table:
+    table = Table(title="code use", title_justify="left")
+    for name in ("level", "codes", "used", "documents", "entropy (bits)", "of at most", "Gini", "largest share"):
+        table.add_column(name, justify="right")
+    for use in index.levels:
+        numbers = (f"{use.entropy_bits:.2f}", f"{np.log2(use.size):.2f}", f"{use.gini:.3f}", f"{use.largest_share:.2%}")
+        table.add_row(*map(str, (use.level, use.size, use.used, use.documents)), *numbers)
+    return table
+
+
+def _collision_table(index: IndexUse) -> Table:
+    table = Table(title="collisions", title_justify="left")
+    for name in ("documents on a SID", "SIDs", "share of documents"):
+        table.add_column(name, justify="right")
+    for label, count, documents in collision_rows(index.collisions):
+        table.add_row(label, f"{count:,}", f"{documents / index.documents:.2%}")
+    return table
+
+
+def collision_rows(collisions: dict[int, int]) -> list[tuple[str, int, int]]:
+    """Return (sizes, SIDs, documents) in ranges 1, 2, 3-4, 5-8, 9-16, …."""
+    rows: list[tuple[str, int, int]] = []
+    low = high = 1
+    while low <= max(collisions, default=0):
+        found = [(size, count) for size, count in collisions.items() if low <= size <= high]
+        if found:
+            label = str(low) if low == high else f"{low}-{high}"
+            rows.append((label, sum(count for _, count in found), sum(size * count for size, count in found)))
+        low, high = high + 1, high * 2
+    return rows
+
+
+def _file_table(inspection: Inspection) -> Table:
+    table = Table(title="files", title_justify="left")
+    table.add_column("file")
+    table.add_column("bytes", justify="right")
+    per_document = inspection.index.bytes_per_document if inspection.index else {}
+    if per_document:
+        table.add_column("per document", justify="right")
+    for name, entry in sorted(inspection.manifest.files.items()):
+        extra = [f"{per_document[name]:,.1f} B" if name in per_document else "-"] if per_document else []
+        table.add_row(name, human_bytes(entry.bytes), *extra)
+    return table
+
+
+def _filled(table: Table, rows: dict[str, Any]) -> Table:
+    for name, value in rows.items():
+        if value != "":
+            table.add_row(name, str(value))
+    return table
