@@ -4,9 +4,6 @@ Shapes: N documents, D dimensions, L levels, K codes of a level, T tokens (sum o
 
 A system is a file in this package and a recipe: a subclass of `Quantizer` with a frozen dataclass of settings,
 decorated with `@register`. The recipe's table `[quantizer]` names it (`system = "hhq"`) and gives the settings.
-
-Codes are (N, L) int32, column l for level l, -1 where a document has no code at that level (variable length).
-Tokens are what the service reads: level offset + code, packed to the left, -1 padded.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ import dataclasses
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -25,13 +22,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from models.quantizers.points import HELD_BYTES, Points, VectorArray, VectorError, check_enough, unit_points
+from models.quantizers.settings import QuantizerError, QuantizerSettings, check_settings
+from models.quantizers.tokens import CodeArray, codes_to_tokens, tokens_to_codes
 
-CodeArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
-
-
-class QuantizerError(ValueError):
-    """A quantizer that cannot be made or used as asked: the message names what and the remedy."""
 
 
 class QuantizerState(NamedTuple):
@@ -54,23 +48,6 @@ class FitReport:
 
     objective: tuple[float, ...]
     revived: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class QuantizerSettings:
-    """Settings that every system has.
-
-    Attributes:
-        level_sizes: K of each level, e.g. (128, 128, 128, 128).
-        seed: of every random choice.
-    """
-
-    level_sizes: tuple[int, ...] = (128, 128, 128, 128)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.level_sizes or any(not _is_int(size) or size < 2 for size in self.level_sizes):
-            raise QuantizerError(f"level_sizes must be whole numbers of at least 2, got {list(self.level_sizes)}")
 
 
 class Quantizer(ABC):
@@ -204,25 +181,6 @@ class Quantizer(ABC):
             )
 
 
-def codes_to_tokens(codes: CodeArray, level_sizes: Sequence[int]) -> CodeArray:
-    """Turn codes (N, L) into tokens (N, L) int32: level offset + code, left-packed, padded with -1."""
-    offsets = np.concatenate([[0], np.cumsum(level_sizes)[:-1]])
-    tokens = np.where(codes >= 0, codes + offsets, -1)
-    order = np.argsort(tokens < 0, axis=1, kind="stable")
-    return np.take_along_axis(tokens, order, axis=1).astype(np.int32)
-
-
-def tokens_to_codes(tokens: CodeArray, level_sizes: Sequence[int]) -> CodeArray:
-    """Turn tokens (N, any width) back into codes (N, L) int32, -1 at levels that a document does not use."""
-    ends = np.cumsum(level_sizes)
-    codes = np.full((len(tokens), len(level_sizes)), -1, dtype=np.int32)
-    rows, columns = np.nonzero(tokens >= 0)
-    used = tokens[rows, columns]
-    levels = np.searchsorted(ends, used, side="right")
-    codes[rows, levels] = used - (ends - np.asarray(level_sizes))[levels]
-    return codes
-
-
 def mean_cosine(quantizer: Quantizer, points: Points) -> float:
     """Give the mean cosine between unit points and what their codes stand for."""
     total = 0.0
@@ -264,27 +222,8 @@ def make_quantizer(table: Mapping[str, Any]) -> Quantizer:
     given: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in table.items() if key != "system"
     }
-    _check_settings(system, chosen.settings_class, given)
+    check_settings(system, chosen.settings_class, given)
     return chosen(chosen.settings_class(**given))
-
-
-def _check_settings(system: str, settings_class: type[QuantizerSettings], given: Mapping[str, Any]) -> None:
-    defaults = {field.name: getattr(settings_class(), field.name) for field in dataclasses.fields(settings_class)}
-    for key, value in given.items():
-        if key not in defaults:
-            raise QuantizerError(f"{system} knows no setting {key!r}; allowed: {', '.join(defaults)}")
-        expected = type(defaults[key])
-        fits = _is_number(value) if expected is float else isinstance(value, expected)
-        if not fits or (expected is int and not _is_int(value)):
-            raise QuantizerError(f"{system}.{key} must be {expected.__name__} like {defaults[key]!r}, got {value!r}")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def progress_bar(shown: bool) -> Progress:

@@ -1,0 +1,48 @@
+"""Settings of a quantizer: frozen dataclasses, filled from a recipe's table and checked key by key."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+class QuantizerError(ValueError):
+    """A quantizer that cannot be made or used as asked: the message names what and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizerSettings:
+    """Settings that every system has.
+
+    Attributes:
+        level_sizes: K of each level, e.g. (128, 128, 128, 128).
+        seed: of every random choice.
+    """
+
+    level_sizes: tuple[int, ...] = (128, 128, 128, 128)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.level_sizes or any(not _is_int(size) or size < 2 for size in self.level_sizes):
+            raise QuantizerError(f"level_sizes must be whole numbers of at least 2, got {list(self.level_sizes)}")
+
+
+def check_settings(system: str, settings_class: type[QuantizerSettings], given: Mapping[str, Any]) -> None:
+    """Refuse unknown keys and values of the wrong type with QuantizerError, naming what is allowed."""
+    defaults = {field.name: getattr(settings_class(), field.name) for field in dataclasses.fields(settings_class)}
+    for key, value in given.items():
+        if key not in defaults:
+            raise QuantizerError(f"{system} knows no setting {key!r}; allowed: {', '.join(defaults)}")
+        expected = type(defaults[key])
+        fits = _is_number(value) if expected is float else isinstance(value, expected)
+        if not fits or (expected is int and not _is_int(value)):
+            raise QuantizerError(f"{system}.{key} must be {expected.__name__} like {defaults[key]!r}, got {value!r}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,143 @@
+"""The quality report against figures worked out by hand or by plain Python."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from tiny import make_bundle
+
+from models.lines import DataError
+from models.quantizers.quality import entropy_bits, gini, measure_sids
+from models.quantizers.report import load_sids, plot_report, print_report, report_sids, write_json
+from service.index.bundle import open_bundle
+
+CODES = np.array([[0, 0], [0, 0], [0, 1], [1, 2], [2, -1], [2, -1]], dtype=np.int32)
+SIZES = (4, 3)
+
+
+def test_figures_of_a_set_worked_out_by_hand() -> None:
+    quality = measure_sids(CODES, SIZES, np.array([1, 1, 1, 1, 0, 0.5]), np.array([9, 0, 0, 1, 0, 0]))
+    assert (quality.documents, quality.distinct, quality.p_unique) == (6, 4, 4 / 6)
+    assert quality.collisions == {1: 2, 2: 2}
+    assert quality.alone_share == 2 / 6
+    assert quality.mean_length == 10 / 6
+    assert quality.cosine == 0.75
+    first, second = quality.levels
+    assert (first.documents, first.dead, first.largest, first.prefixes) == (6, 1, 3, 3)
+    assert first.counts == (3, 2, 1, 0)
+    assert first.entropy_bits == pytest.approx(
+        -(3 / 6 * math.log2(3 / 6) + 2 / 6 * math.log2(2 / 6) + math.log2(1 / 6) / 6)
+    )
+    assert first.std == pytest.approx(math.sqrt((1.5**2 + 0.5**2 + 0.5**2 + 1.5**2) / 4))
+    assert (second.documents, second.dead, second.prefixes, second.path_share) == (4, 0, 3, 3 / 6)
+    head, tail = quality.groups["head"], quality.groups["tail"]
+    assert (head.documents, head.interaction_share, head.unique_share) == (1, 0.9, 0.0)
+    assert (tail.documents, tail.unique_share, tail.cosine) == (5, 0.4, 0.7)
+
+
+@settings(max_examples=100, deadline=None)
+@given(counts=st.lists(st.integers(0, 50), min_size=1, max_size=20).filter(sum))
+def test_gini_is_the_mean_absolute_difference(counts: list[int]) -> None:
+    """The definition: the mean of |x - y| over all pairs, over twice the mean."""
+    pairs = sum(abs(a - b) for a in counts for b in counts) / len(counts) ** 2
+    assert gini(np.array(counts)) == pytest.approx(pairs / (2 * sum(counts) / len(counts)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_collisions_and_prefixes_are_those_of_a_dictionary(data: st.DataObject) -> None:
+    sizes = (3, 4, 2)
+    row = st.tuples(*(st.integers(-1 if level else 0, size - 1) for level, size in enumerate(sizes)))
+    rows = data.draw(st.lists(row, min_size=1, max_size=40))
+    quality = measure_sids(np.array(rows), sizes)
+    held = Counter(rows)
+    assert quality.distinct == len(held)
+    assert quality.collisions == dict(Counter(held.values()))
+    for level, measured in enumerate(quality.levels):
+        used = [row for row in rows if row[level] >= 0]
+        assert measured.prefixes == len({row[: level + 1] for row in used})
+        assert measured.counts == tuple(
+            sorted((sum(r[level] == k for r in used) for k in range(sizes[level])), reverse=True)
+        )
+        assert 0 <= measured.gini <= 1
+
+
+def test_entropy_of_even_and_single_use() -> None:
+    assert entropy_bits(np.array([5, 5, 5, 5])) == pytest.approx(2.0)
+    assert entropy_bits(np.array([0, 7, 0])) == 0.0
+
+
+def test_tokens_taken_for_codes_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"1 codes are outside their level, e\.g\. 3 in row 0, level 1 of 3: are these"
+    ):
+        measure_sids(np.array([[0, 3]]), SIZES)
+    with pytest.raises(ValueError, match="have 3 levels, level sizes are"):
+        measure_sids(np.zeros((2, 3), dtype=int), SIZES)
+    with pytest.raises(ValueError, match=r"cosines of shape \(2,\) for 6 documents"):
+        measure_sids(CODES, SIZES, np.zeros(2))
+
+
+def test_an_array_of_codes_is_loaded_with_ids_and_interactions(tmp_path: Path) -> None:
+    np.save(tmp_path / "sids.npy", CODES)
+    (tmp_path / "ids.txt").write_text("a\nb\nc\nd\ne\nf\n")
+    sids = load_sids(tmp_path / "sids.npy", SIZES, tmp_path / "ids.txt")
+    assert report_sids(sids, {"a": 9, "d": 1}) == measure_sids(CODES, SIZES, None, np.array([9, 0, 0, 1, 0, 0]))
+    assert load_sids(tmp_path / "sids.npy").level_sizes == (3, 3)
+    with pytest.raises(DataError, match="interactions need document ids"):
+        report_sids(load_sids(tmp_path / "sids.npy"), {"a": 1})
+    (tmp_path / "ids.txt").write_text("a\n")
+    with pytest.raises(DataError, match=r"names 1 documents, .* holds 6 rows"):
+        load_sids(tmp_path / "sids.npy", SIZES, tmp_path / "ids.txt")
+
+
+@pytest.mark.parametrize("content", [b"", b"not an array", "floats", "pickle"])
+def test_a_file_that_is_no_integer_array_is_refused(tmp_path: Path, content: bytes | str) -> None:
+    path = tmp_path / "sids.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        array = np.array([[{}]], dtype=object) if content == "pickle" else np.zeros((2, 2))
+        np.save(path, array, allow_pickle=True)
+    with pytest.raises(DataError, match=r"sids\.npy: "):
+        load_sids(path)
+
+
+def test_the_report_comes_as_table_json_and_picture(tmp_path: Path) -> None:
+    quality = measure_sids(CODES, SIZES, np.full(6, 0.5), np.arange(6))
+    console = Console(record=True, width=200, file=(tmp_path / "out").open("w"))
+    print_report("mine", quality, console)
+    text = console.export_text()
+    console.file.close()
+    assert "4 (0.6667)" in text
+    assert "0.5000" in text
+    assert "2 x 1, 2 x 2" in text
+    write_json("mine", quality, tmp_path / "r.json")
+    loaded = json.loads((tmp_path / "r.json").read_text())
+    assert loaded["p_unique"] == quality.p_unique
+    assert loaded["levels"][0]["counts"] == [3, 2, 1, 0]
+    plot_report("mine", quality, tmp_path / "r.png")
+    assert (tmp_path / "r.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_bundle_reports_its_own_identifiers(tmp_path: Path) -> None:
+    """Figures of a bundle against its SID table read by hand."""
+    folder = make_bundle(tmp_path / "bundle")
+    sids = load_sids(folder)
+    bundle = open_bundle(folder)
+    tokens = [bundle.trie.sid(position) for position in range(bundle.trie.documents)]
+    assert sids.ids == [bundle.documents.get(position).id for position in range(len(tokens))]
+    bundle.close()
+    assert [tuple(int(c) + 8 * level for level, c in enumerate(row)) for row in sids.codes] == tokens
+    quality = report_sids(sids, dict.fromkeys(sids.ids, 1))
+    assert quality.distinct == len(set(tokens))
+    assert quality.cosine is not None
+    assert -1 <= quality.cosine <= 1
