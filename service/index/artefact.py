@@ -167,9 +167,7 @@ def _check_target(target: Path, replace: bool) -> None:
     if not replace:
         raise ArtefactError(f"'{target}' exists: choose another folder, or ask for it to be replaced (--replace)")
     if not (target / MANIFEST_NAME).is_file():
-        raise ArtefactError(
-            f"'{target}' exists and is no artefact (no {MANIFEST_NAME}): it is not replaced; move it away"
-        )
+        raise ArtefactError(f"'{target}' exists and has no {MANIFEST_NAME}, so it is not replaced: move it away")
 
 
 def _lock(folder: Path) -> int:
