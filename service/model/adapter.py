@@ -63,7 +63,7 @@ def save_adapter(path: Path, tensors: Mapping[str, FloatArray], info: AdapterInf
     """
     check_adapter(tensors, info)
     metadata = {"format": FORMAT, "prefixes": json.dumps(list(info.prefixes)), "encoder": info.encoder}
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, metadata)
+    save_file({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, path, metadata)
 
 
 def load_adapter(path: Path) -> tuple[dict[str, FloatArray], AdapterInfo]:
