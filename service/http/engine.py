@@ -1,0 +1,215 @@
+"""From checked requests to answers: cache, admission, the pipeline in a thread pool of our own.
+
+A micro-batcher would take the place of ``_submit``; everything round it stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from pydantic import BaseModel, ValidationError
+
+from service import __version__
+from service.http.problems import overloaded
+from service.http.rendering import SearchPipeline, explain, render_results
+from service.http.schemas import QueryAnswer, Result
+from service.ops.cache import AnswerCache, answer_key
+from service.ops.metrics import Metrics
+from service.search.pipeline import SearchOptions
+
+logger = logging.getLogger(__name__)
+
+CANARY_QUERY = "how do I find what I am looking for"
+Timings = dict[str, float]
+
+
+class CachedAnswer(BaseModel):
+    """What the cache holds; the key is repeated inside, so that a mixed-up reply cannot pass for the answer."""
+
+    key: str
+    results: list[Result]
+
+
+@dataclass(frozen=True)
+class Search:
+    """A checked request.
+
+    Attributes:
+        queries: texts in NFC.
+        options: how to search; its scoring is never None.
+        histories: one per query, or None.
+        include: the parts of a result that were asked for.
+    """
+
+    queries: Sequence[str]
+    options: SearchOptions
+    histories: Sequence[Sequence[str]] | None = None
+    include: frozenset[str] = frozenset()
+
+    def part(self, rows: Sequence[int]) -> Search:
+        """Return the search for some of the queries."""
+        histories = None if self.histories is None else [self.histories[row] for row in rows]
+        return replace(self, queries=[self.queries[row] for row in rows], histories=histories)
+
+    def key(self, row: int, digest: str) -> str:
+        """Return the cache key of one query: everything that its answer depends on."""
+        history = self.histories[row] if self.histories else []
+        how = repr((__version__, self.options, sorted(self.include), len(history)))
+        return answer_key([digest, how, self.queries[row], *history])
+
+
+class Engine:
+    """Answers searches; refuses beyond ``max_in_flight`` requests.
+
+    Args:
+        pipeline: the search pipeline over an open bundle.
+        cache: the answer cache.
+        metrics: where to count.
+        concurrency: threads that compute.
+        max_in_flight: requests that compute or wait for a thread.
+    """
+
+    def __init__(
+        self, pipeline: SearchPipeline, cache: AnswerCache, metrics: Metrics, concurrency: int, max_in_flight: int
+    ) -> None:
+        self.pipeline, self.cache, self.metrics, self.max_in_flight = pipeline, cache, metrics, max_in_flight
+        self.in_flight = 0
+        self._digest = pipeline.bundle.digest
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="rhumb-search")
+        self._canary_thread = ThreadPoolExecutor(1, thread_name_prefix="rhumb-canary")
+        self._writes: set[asyncio.Task[None]] = set()
+
+    async def search(self, search: Search) -> tuple[list[QueryAnswer], Timings]:
+        """Return the answers in order, and seconds per stage.
+
+        Raises:
+            Problem: 503 when the service is full.
+        """
+        begin = time.perf_counter()
+        if search.options.explain:  # beams are not cached
+            answers, timings = await self._compute(search)
+        else:
+            answers, timings = await self._search_cached(search)
+        self.metrics.count_queries(len(answers))
+        return answers, timings | {"total": time.perf_counter() - begin}
+
+    async def _search_cached(self, search: Search) -> tuple[list[QueryAnswer], Timings]:
+        begin = time.perf_counter()
+        keys = [search.key(row, self._digest) for row in range(len(search.queries))]
+        answers = await self._look_up(keys)
+        timings = {"cache": time.perf_counter() - begin}
+        rows = {key: row for row, key in enumerate(keys) if key not in answers}  # each question once
+        if rows:
+            fresh, stages = await self._compute(search.part(list(rows.values())))
+            answers |= dict(zip(rows, fresh, strict=True))
+            timings |= stages
+            await self._remember(dict(zip(rows, fresh, strict=True)))
+        return [answers[key] for key in keys], timings
+
+    async def _look_up(self, keys: Sequence[str]) -> dict[str, QueryAnswer]:
+        values = await self.cache.get_many(keys)
+        if values is None:
+            self.metrics.count_cache("error", len(keys))
+            return {}
+        found = {key: answer for key, value in zip(keys, values, strict=True) if (answer := _read(key, value))}
+        hits = sum(key in found for key in keys)
+        self.metrics.count_cache("hit", hits)
+        self.metrics.count_cache("miss", len(keys) - hits)
+        return found
+
+    async def _remember(self, answers: dict[str, QueryAnswer]) -> None:
+        """Begin to write to the cache: the local one is done at once, a slow one must not hold up the answer."""
+        values = {
+            key: CachedAnswer(key=key, results=answer.results).model_dump_json(exclude_none=True).encode()
+            for key, answer in answers.items()
+        }
+        task = asyncio.create_task(self.cache.put_many(values))
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        await asyncio.sleep(0)
+
+    async def _compute(self, search: Search) -> tuple[list[QueryAnswer], Timings]:
+        if self.in_flight >= self.max_in_flight:
+            self.metrics.count_refusal("overload")
+            raise overloaded(self.in_flight)
+        answers, timings = await asyncio.wrap_future(self._submit(search))
+        self.metrics.observe_stages(timings)
+        return answers, timings
+
+    def _submit(self, search: Search) -> Future[tuple[list[QueryAnswer], Timings]]:
+        """Queue the search; its place is free again when the thread is done with it, not when the client leaves."""
+        loop = asyncio.get_running_loop()
+        self._count(+1)
+        future = self._threads.submit(self._run, search, time.perf_counter())
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._count, -1))
+        return future
+
+    def _count(self, change: int) -> None:
+        self.in_flight += change
+        self.metrics.in_flight.set(self.in_flight)
+
+    def _run(self, search: Search, queued: float) -> tuple[list[QueryAnswer], Timings]:
+        """Compute in a thread: the pipeline, then the documents."""
+        begin = time.perf_counter()
+        found = self.pipeline.search(search.queries, search.options, search.histories)
+        done = time.perf_counter()
+        bundle = self.pipeline.bundle
+        answers = [
+            QueryAnswer(
+                results=render_results(bundle, answer.hits, search.include),
+                cached=False,
+                explanation=explain(answer, search.options) if search.options.explain else None,
+            )
+            for answer in found
+        ]
+        stages = found[0].timings_seconds if found else {}
+        end = time.perf_counter()
+        return answers, {"queue": begin - queued, **stages, "pipeline": done - begin, "render": end - done}
+
+    def warm_up(self) -> None:
+        """Touch every page and compile every kernel: one canary for each scoring. Blocks; raises what fails."""
+        bundle = self.pipeline.bundle
+        bundle.touch()
+        for scoring in bundle.manifest.model.scorings:
+            for wanted in (False, True):
+                self._canary(SearchOptions(scoring=scoring, explain=wanted))
+
+    async def is_answering(self, timeout_seconds: float) -> bool:
+        """Whether a canary query finds its way through the whole pipeline in time, past the queue of requests."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await asyncio.wrap_future(self._canary_thread.submit(self._canary, SearchOptions(top_k=1)))
+        except Exception:
+            logger.exception("the canary query failed")
+            return False
+        return True
+
+    def _canary(self, options: SearchOptions) -> None:
+        answers, _ = self._run(Search([CANARY_QUERY], options), time.perf_counter())
+        if not answers[0].results:
+            raise RuntimeError("the canary query found nothing")
+
+    async def close(self) -> None:
+        """Finish what is running, then let go of everything."""
+        await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
+        await asyncio.to_thread(self._canary_thread.shutdown, wait=True, cancel_futures=True)
+        if self._writes:
+            await asyncio.wait(self._writes, timeout=1)
+        await self.cache.close()
+        await asyncio.to_thread(self.pipeline.close)
+
+
+def _read(key: str, value: bytes | None) -> QueryAnswer | None:
+    """Return the cached answer if it is one, and the one for this key."""
+    if value is None:
+        return None
+    try:
+        cached = CachedAnswer.model_validate_json(value)
+    except ValidationError:
+        return None
+    return QueryAnswer(results=cached.results, cached=True) if cached.key == key else None

@@ -1,0 +1,87 @@
+"""uvicorn's HTTP protocol with bounds on the head of a request: a deadline and a size.
+
+uvicorn waits for headers for ever and keeps them all; one slow client per connection would hold every one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES = 64 << 10
+
+
+class BoundedHeadProtocol(HttpToolsProtocol):
+    """Answers 408 to a head that is not complete in time, 431 to one too large, 400 to no HTTP, and closes."""
+
+    head_timeout_seconds: ClassVar[float] = 5.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock with the connection: who says nothing has no more time than who dribbles."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def on_message_begin(self) -> None:
+        """Start the clock of a further request on the same connection."""
+        super().on_message_begin()
+        if self._head_timer is None:
+            self._await_head()
+
+    def on_headers_complete(self) -> None:
+        """Stop the clock."""
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Count what arrives before the head is complete."""
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_timer is not None and self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, "Request Header Fields Too Large", f"headers take more than {MAX_HEAD_BYTES} bytes")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn calls it with a text of its own
+        """Answer what is not HTTP; in place of uvicorn's plain text."""
+        self._refuse(400, "Bad Request", "this is not HTTP/1.1")
+
+    def _await_head(self) -> None:
+        self._head_bytes = 0
+        self._head_timer = self.loop.call_later(self.head_timeout_seconds, self._on_timeout)
+
+    def _stop_waiting(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _on_timeout(self) -> None:
+        detail = f"the headers were not complete after {self.head_timeout_seconds:g} seconds"
+        self._refuse(408, "Request Timeout", detail)
+
+    def _refuse(self, status: int, title: str, detail: str) -> None:
+        self._stop_waiting()
+        if self.transport.is_closing():
+            return
+        body = json.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail})
+        head = (
+            f"HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write((head + body).encode("ascii"))
+        self.transport.close()
+
+
+def bounded_head_protocol(timeout_seconds: float) -> type[BoundedHeadProtocol]:
+    """Return the protocol class with its deadline: uvicorn makes the instances."""
+    return type("Protocol", (BoundedHeadProtocol,), {"head_timeout_seconds": timeout_seconds})

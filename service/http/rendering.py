@@ -1,0 +1,55 @@
+"""From the pipeline's hits to what clients get."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+from service.http.schemas import ExplainedBeam, Explanation, Result, Scores
+from service.index.bundle import Bundle
+from service.index.documents import Document
+from service.search.pipeline import Answer, Hit, SearchOptions
+
+
+class SearchPipeline(Protocol):
+    """What the service needs of ``service.search.pipeline.Pipeline``."""
+
+    @property
+    def bundle(self) -> Bundle:
+        """The open bundle."""
+
+    def search(
+        self, queries: Sequence[str], options: SearchOptions, histories: Sequence[Sequence[str]] | None = None
+    ) -> list[Answer]:
+        """Answer the queries; blocks, and may be called from several threads."""
+
+    def close(self) -> None:
+        """Let go of sessions and files."""
+
+
+def render_results(bundle: Bundle, hits: Sequence[Hit], include: Collection[str]) -> list[Result]:
+    """Return the hits with what ``include`` asks for; the documents come in one read."""
+    documents = bundle.documents.many([hit.position for hit in hits])
+    return [_result(hit, document, include) for hit, document in zip(hits, documents, strict=True)]
+
+
+def explain(answer: Answer, options: SearchOptions) -> Explanation:
+    """Return how an answer came about."""
+    beams = [
+        ExplainedBeam(codes=list(beam.sid), score=beam.score, level_scores=beam.level_scores, documents=beam.documents)
+        for beam in answer.beams or ()
+    ]
+    return Explanation(scoring=options.scoring, decoder_steps=answer.decoder_steps, beams=beams)
+
+
+def _result(hit: Hit, document: Document, include: Collection[str]) -> Result:
+    whole, scores = "documents" in include, "scores" in include
+    return Result(
+        id=document.id,
+        score=hit.score,
+        title=document.title or None,
+        text=document.text if whole else None,
+        metadata=document.metadata if whole else None,
+        codes=list(hit.sid) if "codes" in include else None,
+        scores=Scores(cosine=hit.cosine, log_probability=hit.log_probability) if scores else None,
+    )

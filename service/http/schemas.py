@@ -1,0 +1,226 @@
+"""What clients send and get: strict, closed schemas; the OpenAPI page is made from them.
+
+Bounds written here hold always; tighter ones that an operator sets are checked by ``check_request_limits``.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+Scoring = Literal["generative", "geometric", "guided"]
+Ranking = Literal["lexicographic", "cosine", "fused"]
+Include = Literal["documents", "codes", "scores"]
+
+CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tab, newline, return
+LONE_SURROGATES: Final = re.compile("[\ud800-\udfff]")  # JSON can spell them, UTF-8 cannot carry them
+MAX_TOP_K: Final = 10_000
+MAX_BEAM_WIDTH: Final = 1_000
+MAX_QUERIES: Final = 10_000
+MAX_HISTORY: Final = 100
+DEFAULT_TOP_K: Final = 10
+DEFAULT_BEAM_WIDTH: Final = 20
+
+
+def clean_text(text: str) -> str:
+    """Return the text in NFC; refuse what is no text: lone surrogates, control characters, nothing visible."""
+    if found := LONE_SURROGATES.search(text):
+        raise ValueError(f"has half of a surrogate pair at position {found.start()}: send whole characters")
+    if found := CONTROL_CHARACTERS.search(text):
+        count = len(CONTROL_CHARACTERS.findall(text))
+        raise ValueError(f"has {count} control characters, the first at position {found.start()}: remove them")
+    if not any(unicodedata.category(character)[0] not in "CZ" for character in text):
+        raise ValueError("is empty: give at least one visible character")
+    return unicodedata.normalize("NFC", text)
+
+
+QueryText = Annotated[str, AfterValidator(clean_text), Field(min_length=1)]
+History = Annotated[list[QueryText], Field(max_length=MAX_HISTORY)]
+
+SEARCH_EXAMPLES: Final[dict[str, Any]] = {
+    "query": {
+        "summary": "One query",
+        "value": {"query": "count how often each element occurs in a list", "top_k": 3},
+    },
+    "batch": {
+        "summary": "A batch, with texts and metadata",
+        "value": {"queries": ["open a file", "sort a list by a key"], "beam_width": 10, "include": ["documents"]},
+    },
+    "history": {
+        "summary": "With a history, explained",
+        "value": {"query": "the next one", "history": ["first item", "second item"], "explain": True},
+    },
+}
+
+
+class Strict(BaseModel):
+    """No coercion, no unknown fields, no NaN."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SearchRequest(Strict):
+    """One query, or a batch of them, and how to search."""
+
+    query: QueryText | None = Field(None, description="What to search for. Give this or `queries`.")
+    queries: Annotated[list[QueryText], Field(min_length=1, max_length=MAX_QUERIES)] | None = Field(
+        None, description="A batch of queries, answered in order."
+    )
+    top_k: int = Field(DEFAULT_TOP_K, ge=1, le=MAX_TOP_K, description="Results per query.")
+    beam_width: int = Field(
+        DEFAULT_BEAM_WIDTH, ge=1, le=MAX_BEAM_WIDTH, description="Trie nodes kept per step: wider finds more, slower."
+    )
+    scoring: Scoring | None = Field(
+        None, description="How a step is scored; the bundle's default if left out. `/info` says what is offered."
+    )
+    ranking: Ranking = Field(
+        "lexicographic",
+        description="Order of the results: by beam score then cosine, by cosine, or by both added (`fused`).",
+    )
+    history: History | None = Field(None, description="Titles of the last items, oldest first, for `query`.")
+    histories: Annotated[list[History], Field(max_length=MAX_QUERIES)] | None = Field(
+        None, description="One history for each of `queries`."
+    )
+    include: Annotated[list[Include], Field(max_length=8)] = Field(
+        default_factory=list,
+        description="Also give text and metadata (`documents`), semantic IDs (`codes`), cosine and log P (`scores`).",
+    )
+    explain: bool = Field(False, description="Also give the beams with their log-probability per level.")
+
+    @model_validator(mode="after")
+    def _one_kind_of_question(self) -> Self:
+        if (self.query is None) == (self.queries is None):
+            raise ValueError("give either query or queries")
+        if self.query is None and self.history is not None:
+            raise ValueError("history belongs to query: give histories with queries")
+        if self.queries is None and self.histories is not None:
+            raise ValueError("histories belongs to queries: give history with query")
+        if self.queries is not None and self.histories is not None and len(self.histories) != len(self.queries):
+            raise ValueError(f"there are {len(self.histories)} histories for {len(self.queries)} queries: give as many")
+        return self
+
+    def texts(self) -> list[str]:
+        """Return the queries, one or many."""
+        return [self.query] if self.query is not None else list(self.queries or [])
+
+    def text_histories(self) -> list[list[str]] | None:
+        """Return each query's history, or None when there is none."""
+        if self.history is not None:
+            return [self.history]
+        return self.histories
+
+
+class Scores(BaseModel):
+    """What a result's score is made of."""
+
+    cosine: float = Field(description="Cosine of the query's and the document's vector.")
+    log_probability: float | None = Field(None, description="log P of the semantic ID; none for `geometric`.")
+
+
+class Result(BaseModel):
+    """One document that was found."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    score: float = Field(description="What the ranking sorts by first; comparable within one answer only.")
+    title: str | None = None
+    text: str | None = Field(None, description="With `documents`.")
+    metadata: dict[str, Any] | None = Field(None, description="With `documents`.")
+    codes: list[int] | None = Field(None, description="With `codes`: the document's semantic ID, a code per level.")
+    scores: Scores | None = Field(None, description="With `scores`.")
+
+
+class ExplainedBeam(BaseModel):
+    """One beam of the walk's end."""
+
+    codes: list[int] = Field(description="The path from the root, a code per level.")
+    score: float
+    level_scores: list[float] = Field(
+        description="Per level: the log-probability that it added (`geometric`: the cosine to the node)."
+    )
+    documents: int = Field(description="How many documents lie under the beam's node.")
+
+
+class Explanation(BaseModel):
+    """How an answer came about."""
+
+    scoring: Scoring
+    decoder_steps: int = Field(description="How deep the decoder had to run.")
+    beams: list[ExplainedBeam]
+
+
+Timings = Annotated[dict[str, float], Field(description="Seconds per stage; `total` is the time in this service.")]
+
+
+class QueryAnswer(BaseModel):
+    """The answer to one query of a batch."""
+
+    results: list[Result]
+    cached: bool = Field(description="Whether the answer comes from the cache.")
+    explanation: Explanation | None = None
+
+
+class SearchAnswer(QueryAnswer):
+    """The answer to one query."""
+
+    timings: Timings
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "results": [{"id": "collections.Counter", "score": -1.3, "title": "collections.Counter"}],
+                    "cached": False,
+                    "timings": {"encode": 0.0041, "walk": 0.0023, "total": 0.0071},
+                }
+            ]
+        }
+    )
+
+
+class BatchAnswer(BaseModel):
+    """The answers to a batch, in its order."""
+
+    answers: list[QueryAnswer]
+    timings: Timings
+
+
+class StoredDocument(BaseModel):
+    """A document of the bundle."""
+
+    id: str
+    title: str
+    text: str
+    metadata: dict[str, Any]
+    position: int = Field(description="Its place in depth-first order of the trie.")
+
+
+class ServiceInfo(BaseModel):
+    """What is served, and within which limits."""
+
+    version: str
+    digest: str = Field(description="Of the bundle: changes whenever an answer may.")
+    documents: int
+    distinct_sids: int = Field(description="Semantic IDs in use; fewer than documents when some share one.")
+    dimensions: int
+    level_sizes: list[int]
+    scorings: list[Scoring]
+    default_scoring: Scoring
+    recipe: str
+    max_queries: int
+    max_query_characters: int
+    max_top_k: int
+
+
+class ProblemDetails(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, str]] | None = Field(None, description="JSON pointer and rule of each part that is wrong.")

@@ -1,0 +1,108 @@
+"""Running the application: the socket is bound before anything is loaded, and shutdown has a named order.
+
+1. A signal: ``/readyz`` says 503, every answer says ``connection: close``; requests are served as before.
+2. After ``drain_seconds``: no new connections; running requests finish, for at most ``shutdown_seconds``.
+3. The application closes: threads, cache, pipeline.
+
+A second signal skips to step 2.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.http.protocol import bounded_head_protocol
+from service.http.readiness import Phase, Readiness
+from service.ops.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 75  # longer than the usual idle time of load balancers, so that they close first
+
+
+class ListenError(Exception):
+    """The address cannot be listened on."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a bound socket; raises ListenError with the remedy."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ListenError(f"cannot listen on {host}: {error.strerror}: choose another with RHUMB_HOST") from None
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        reason = f"cannot listen on {host}:{port}: {error.strerror}"
+        raise ListenError(f"{reason}: stop what uses it, or choose another with RHUMB_PORT") from None
+    return bound
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with our shutdown."""
+
+    def __init__(
+        self, config: uvicorn.Config, readiness: Readiness, drain_seconds: float, on_started: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._readiness, self._drain_seconds, self._on_started = readiness, drain_seconds, on_started
+        self._leave_at = math.inf
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then tell whoever waits for it."""
+        await super().startup(sockets)
+        self._on_started()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; a second signal ends the draining, a third the waiting for running requests."""
+        if not self.started:
+            super().handle_exit(sig, frame)
+        elif self._leave_at == math.inf:
+            self._readiness.enter(Phase.DRAINING)
+            self._leave_at = time.monotonic() + self._drain_seconds
+        elif not self.should_exit:
+            self.should_exit = True
+        else:
+            self.force_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Leave when the draining is over."""
+        if time.monotonic() >= self._leave_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """Return uvicorn's configuration for the application."""
+    return uvicorn.Config(
+        app,
+        http=bounded_head_protocol(settings.body_timeout_seconds),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=settings.max_connections,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_seconds),
+    )
+
+
+def run_server(app: FastAPI, settings: Settings, bound: socket.socket, on_started: Callable[[], None]) -> None:
+    """Serve until a signal ends it."""
+    readiness: Readiness = app.state.shared.readiness
+    Server(server_config(app, settings), readiness, settings.drain_seconds, on_started).run(sockets=[bound])

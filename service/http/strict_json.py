@@ -1,0 +1,47 @@
+"""JSON as RFC 8259 means it: no duplicate keys, no NaN, UTF-8 only, bounded nesting."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn
+
+from service.http.problems import Problem
+
+
+def check_json(body: bytes) -> None:
+    """Refuse a body that Python's parser would read differently from others, or not at all.
+
+    Raises:
+        Problem: 400, with the reason and the byte or character position, without quoting the body.
+    """
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Problem(400, f"the body is not UTF-8 (byte {error.start}): send UTF-8") from None
+    try:
+        json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+    except json.JSONDecodeError as error:
+        raise Problem(400, f"the body is not JSON (line {error.lineno}, column {error.colno})") from None
+    except RecursionError:
+        raise Problem(400, "the body is nested too deeply: send a flat object") from None
+    except ValueError:  # int() refuses thousands of digits
+        raise Problem(400, "the body holds a number with too many digits") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise Problem(400, f"an object repeats a key ({len(pairs)} members, {len(members)} names): send each once")
+    return members
+
+
+def _refuse_constant(_: str) -> NoReturn:
+    raise Problem(400, "NaN and infinities are not JSON: send a number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise Problem(400, "a number is too large for double precision")
+    return number

@@ -1,0 +1,285 @@
+"""Facts that need real sockets: slow and oversized bodies, overload, readiness, shutdown."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from service.http.engine import Engine
+from service.http.readiness import CANARY_SECONDS
+from service.http.server import ListenError, bind
+from service.ops.cache import LocalCache
+from service.ops.metrics import Metrics
+from tests.service.http.fakes import FakePipeline, running, wait_until
+
+QUERY = json.dumps({"query": "a"}).encode()
+
+
+def talk(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
+    """Send the parts with pauses; return what comes until the server closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        for part in parts:
+            try:
+                connection.sendall(part)
+            except OSError:
+                break
+            time.sleep(pause)
+        received = b""
+        while chunk := connection.recv(65536):
+            received += chunk
+        return received
+
+
+def head(length: int, extra: bytes = b"") -> bytes:
+    return (
+        b"POST /v1/search HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\n"
+        b"content-length: " + str(length).encode() + b"\r\n" + extra + b"\r\n"
+    )
+
+
+def test_a_query_over_a_socket() -> None:
+    with running(FakePipeline()) as (url, _, _):
+        answer = httpx.post(f"{url}/v1/search", json={"query": "a", "top_k": 1})
+        assert answer.json()["results"][0]["id"] == "collections.Counter"
+        assert "server" not in answer.headers
+
+
+def test_slow_body_gets_a_408_and_the_connection_closes() -> None:
+    with running(FakePipeline(), body_timeout_seconds=0.5) as (_, port, _):
+        begin = time.monotonic()
+        answer = talk(port, head(100), b"{", pause=0.1)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"application/problem+json" in answer
+        assert b"connection: close" in answer.lower()
+        assert time.monotonic() - begin < 3
+
+
+@pytest.mark.parametrize("start", [b"", b"POST /v1/search HTTP/1.1\r\nhost: t\r\nx-slow: "])
+def test_slow_head_gets_a_408(start: bytes) -> None:
+    with running(FakePipeline(), body_timeout_seconds=0.5) as (_, port, _):
+        assert talk(port, start).startswith(b"HTTP/1.1 408 ")
+
+
+def test_what_is_not_http_gets_a_400_problem() -> None:
+    with running(FakePipeline()) as (_, port, _):
+        answer = talk(port, b"\x16\x03\x01 is TLS\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"application/problem+json" in answer
+
+
+def test_slow_second_head_on_a_connection_gets_a_408() -> None:
+    with running(FakePipeline(), body_timeout_seconds=0.5) as (_, port, _):
+        answer = talk(port, head(len(QUERY)) + QUERY, b"GET /livez HTTP/1.1\r\nhost: ", pause=0.2)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"HTTP/1.1 408 " in answer
+
+
+def test_idle_connection_outlives_the_head_deadline() -> None:
+    """Between requests a client may keep its connection for as long as keep-alive says."""
+    with running(FakePipeline(), body_timeout_seconds=0.3) as (url, _, _), httpx.Client() as client:
+        client.get(f"{url}/livez")
+        time.sleep(0.8)
+        assert client.get(f"{url}/livez").status_code == 200
+
+
+def test_endless_head_gets_a_431() -> None:
+    with running(FakePipeline()) as (_, port, _):
+        answer = talk(port, b"GET /livez HTTP/1.1\r\nhost: t\r\n", *[b"x-a: " + b"b" * 8000 + b"\r\n"] * 20)
+        assert answer.startswith(b"HTTP/1.1 431 ")
+
+
+def test_slow_clients_lock_nobody_out() -> None:
+    with running(FakePipeline(), body_timeout_seconds=2) as (url, port, _):
+        slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(150)]
+        for connection in slow:
+            connection.sendall(head(100) + b"{")
+        begin = time.monotonic()
+        assert httpx.post(f"{url}/v1/search", json={"query": "a"}, timeout=10).status_code == 200
+        assert time.monotonic() - begin < 1.5
+        for connection in slow:
+            connection.close()
+
+
+def test_oversized_body_is_answered_not_reset() -> None:
+    """The client sends 8 MB before it reads; it must see the 413."""
+    with running(FakePipeline(), max_body_bytes=10_000) as (_, port, _):
+        body = b" " * 8_000_000
+        assert talk(port, head(len(body)) + body).startswith(b"HTTP/1.1 413 ")
+        chunked = head(0).replace(b"content-length: 0", b"transfer-encoding: chunked")
+        chunks = (b"10000\r\n" + b" " * 0x10000 + b"\r\n") * 20 + b"0\r\n\r\n"
+        assert talk(port, chunked + chunks).startswith(b"HTTP/1.1 413 ")
+
+
+def test_who_asks_first_is_refused_before_sending() -> None:
+    with running(FakePipeline(), max_body_bytes=10_000) as (_, port, _):
+        answer = talk(port, head(1 << 30, b"expect: 100-continue\r\n"))
+        assert answer.startswith(b"HTTP/1.1 413 "), "no 100 Continue"
+
+
+def test_client_that_hangs_up_in_its_body_does_no_harm() -> None:
+    with running(FakePipeline()) as (url, port, _):
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(head(100) + b"{")
+        assert httpx.get(f"{url}/livez").status_code == 200
+
+
+def test_full_service_refuses_quickly_and_recovers() -> None:
+    pipeline = FakePipeline()
+    with running(pipeline, concurrency=1, max_in_flight=2) as (url, _, _), ThreadPoolExecutor(8) as clients:
+        pipeline.searches.clear()
+        pipeline.may_go.clear()
+        waiting = [clients.submit(_ask, url, f"first {number}") for number in range(2)]
+        wait_until(lambda: pipeline.searches and "in_flight 2.0" in httpx.get(f"{url}/metrics").text)
+        begin = time.monotonic()
+        refused = _ask(url, "one too many")
+        assert time.monotonic() - begin < 1
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert 'rhumb_refusals_total{reason="overload"} 1.0' in httpx.get(f"{url}/metrics").text
+        assert httpx.get(f"{url}/livez").status_code == 200
+        pipeline.may_go.set()
+        assert [each.result().status_code for each in waiting] == [200, 200]
+        assert _ask(url, "afterwards").status_code == 200
+
+
+def _ask(url: str, query: str) -> httpx.Response:
+    return httpx.post(f"{url}/v1/search", json={"query": query}, timeout=20)
+
+
+# ---------------------------------------------------------------- readiness
+
+
+def test_readiness_sends_a_canary_past_a_full_queue() -> None:
+    pipeline = FakePipeline()
+    with running(pipeline, concurrency=1, max_in_flight=1) as (url, _, _):
+        pipeline.searches.clear()
+        assert httpx.get(f"{url}/readyz").status_code == 200
+        assert len(pipeline.searches) == 1
+        for _ in range(10):
+            httpx.get(f"{url}/readyz")
+        assert len(pipeline.searches) <= 2, "probes within a second share one canary"
+
+
+def test_broken_pipeline_is_not_ready_and_a_mended_one_is() -> None:
+    pipeline = FakePipeline()
+    with running(pipeline) as (url, _, _):
+        pipeline.error = RuntimeError("broken")
+        answer = httpx.get(f"{url}/readyz")
+        assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
+        assert "broken" not in answer.text
+        assert httpx.get(f"{url}/livez").status_code == 200
+        pipeline.error = None
+        time.sleep(CANARY_SECONDS)
+        assert httpx.get(f"{url}/readyz").status_code == 200
+
+
+def test_hanging_pipeline_is_not_ready() -> None:
+    pipeline = FakePipeline()
+    with running(pipeline, ready_timeout_seconds=0.3) as (url, _, _):
+        pipeline.may_go.clear()
+        assert httpx.get(f"{url}/readyz").status_code == 503
+        pipeline.may_go.set()
+
+
+def test_empty_answer_to_the_canary_refuses_to_start() -> None:
+    pipeline = FakePipeline(documents=[])
+    with pytest.raises(RuntimeError, match="canary"):
+        Engine(pipeline, LocalCache(1, 1, 1), Metrics(), 1, 1).warm_up()
+
+
+def test_warm_up_runs_every_scoring() -> None:
+    pipeline = FakePipeline()
+    with running(pipeline):
+        assert {options.scoring for _, options, _ in pipeline.searches} == {"generative", "geometric", "guided"}
+
+
+# ---------------------------------------------------------------- shutdown
+
+
+def test_shutdown_drains_then_finishes_what_runs() -> None:
+    """Signal: not ready, still serving with `connection: close`; then no new connections; the running one ends well."""
+    pipeline = FakePipeline()
+    with running(pipeline, drain_seconds=1.0) as (url, port, server), ThreadPoolExecutor(2) as clients:
+        server.handle_exit(15, None)
+        assert httpx.get(f"{url}/readyz").status_code == 503
+        answer = _ask(url, "still served")
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        pipeline.may_go.clear()
+        running_request = clients.submit(_ask, url, "long")
+        wait_until(lambda: len(server.server_state.tasks) > 0)
+        wait_until(lambda: _refuses(port))
+        assert not running_request.done()
+        pipeline.may_go.set()
+        assert running_request.result().status_code == 200
+    assert pipeline.is_closed
+
+
+def _refuses(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return True
+    return False
+
+
+def test_no_request_is_lost_while_the_service_goes() -> None:
+    """Clients behind a balancer that notices the 503 of /readyz within the drain time see no failed request."""
+    pipeline = FakePipeline()
+    outcomes: list[Any] = []
+    noticed = threading.Event()
+    with running(pipeline, drain_seconds=1.5) as (url, port, server):
+        clients = [threading.Thread(target=_hammer, args=(url, outcomes, noticed)) for _ in range(4)]
+        for client in clients:
+            client.start()
+        time.sleep(0.3)
+        server.handle_exit(15, None)
+        while httpx.get(f"{url}/readyz").status_code != 503:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        noticed.set()
+        for client in clients:
+            client.join(20)
+        wait_until(lambda: _refuses(port))
+    assert len(outcomes) > 50
+    assert set(outcomes) == {200}
+
+
+def _hammer(url: str, outcomes: list[Any], noticed: threading.Event) -> None:
+    with httpx.Client() as client:
+        while not noticed.is_set():
+            try:
+                query = {"query": f"q{len(outcomes)}"}
+                outcomes.append(client.post(f"{url}/v1/search", json=query).status_code)
+            except httpx.HTTPError as error:
+                outcomes.append(repr(error))
+
+
+def test_second_signal_skips_the_draining() -> None:
+    with running(FakePipeline(), drain_seconds=60) as (_, port, server):
+        server.handle_exit(2, None)
+        server.handle_exit(2, None)
+        wait_until(lambda: _refuses(port), seconds=5)
+
+
+# ---------------------------------------------------------------- listening
+
+
+def test_taken_port_is_named_with_the_remedy() -> None:
+    with bind("127.0.0.1", 0) as first:
+        first.listen()
+        port = first.getsockname()[1]
+        with pytest.raises(ListenError, match=rf"127\.0\.0\.1:{port}.*RHUMB_PORT"):
+            bind("127.0.0.1", port)
+
+
+def test_unknown_host_is_named_with_the_remedy() -> None:
+    with pytest.raises(ListenError, match="RHUMB_HOST"):
+        bind("no such host", 8080)
