@@ -9,6 +9,7 @@ the token embeddings (DGI eq. 10 and 13). Keys and values of the cross-attention
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +71,8 @@ class DecoderLayer(nn.Module):
         """Attend from all beams of a query to the query's tokens; beams stand where positions usually stand."""
         query = split_heads(self.cross_query(self.cross_norm(x_QBW)), self.heads)
         mixed = F.scaled_dot_product_attention(query, memory[0], memory[1], attn_mask=bias_Q11S)
-        return self.dropout(self.cross_out(merge_heads(mixed)))  # type: ignore[no-any-return]  # nn.Module is untyped
+        crossed: Tensor = self.dropout(self.cross_out(merge_heads(mixed)))
+        return crossed
 
     def forward(self, x_QLW: Tensor, memory: KeyValue, bias_Q11S: Tensor) -> Tensor:
         """Teacher forcing: all L positions of one path at once, causal."""
@@ -78,7 +80,8 @@ class DecoderLayer(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x_QLW = x_QLW + self.dropout(self.self_out(merge_heads(mixed)))
         x_QLW = x_QLW + self.cross(x_QLW, memory, bias_Q11S)
-        return x_QLW + self.dropout(self.ffn(self.ffn_norm(x_QLW)))
+        fed: Tensor = x_QLW + self.dropout(self.ffn(self.ffn_norm(x_QLW)))
+        return fed
 
     def step(self, x_QBW: Tensor, memory: KeyValue, bias_Q11S: Tensor, past: KeyValue) -> tuple[Tensor, KeyValue]:
         """One position of B beams per query; `past` holds two of (Q, B, H, t, Dh), the result t + 1."""
@@ -100,7 +103,7 @@ class Decoder(nn.Module):
         self.shape = shape
         self.read = nn.Linear(shape.embedding, shape.width)
         self.position = nn.Embedding(shape.max_steps, shape.width)
-        self.layers = nn.ModuleList(DecoderLayer(shape) for _ in range(shape.layers))
+        self.layers: Iterable[DecoderLayer] = nn.ModuleList(DecoderLayer(shape) for _ in range(shape.layers))  # type: ignore[assignment]  # a ModuleList iterates as Module
         self.norm = nn.LayerNorm(shape.width)
         self.write = nn.Linear(shape.width, shape.embedding)
         self.dropout = nn.Dropout(shape.dropout)
@@ -155,9 +158,60 @@ class Encoder(nn.Module):
         return F.normalize(pooled, dim=-1), states
 
 
-def load_backbone(name: str) -> nn.Module:
-    """Load a text encoder by hub name or local folder; of an encoder-decoder its encoder."""
-    from transformers import AutoModel
+def load_backbone(name: str, dropout: float = 0.0) -> nn.Module:
+    """Load a text encoder by hub name or local folder; of an encoder-decoder its encoder.
 
-    model = AutoModel.from_pretrained(name, attn_implementation="sdpa")
-    return model.get_encoder() if model.config.is_encoder_decoder else model  # type: ignore[no-any-return]  # untyped
+    `dropout` replaces all dropout probabilities: on CPUs dropout inside attention costs more than attention.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(name)
+    for key, value in vars(config).items():
+        if "dropout" in key and isinstance(value, float):
+            setattr(config, key, dropout)
+    model = AutoModel.from_pretrained(name, config=config, attn_implementation="sdpa")
+    encoder: nn.Module = model.get_encoder() if model.config.is_encoder_decoder else model
+    return encoder
+
+
+class Retriever(nn.Module):
+    """Encoder, decoder, tied token embeddings and the learnt scales of scoring, one per level.
+
+    `tokens` (T, E) are the codebooks: input embeddings and output heads alike (DGI eq. 9); they move only when
+    `train_tokens` is set. `start` (E) is read before the first code.
+    """
+
+    level_of_token: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Decoder | None,
+        level_sizes: tuple[int, ...],
+        scales: tuple[float, float, float],
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.level_sizes = level_sizes
+        width = decoder.shape.embedding if decoder is not None else 1
+        self.start = nn.Parameter(torch.randn(width) * 0.02)
+        self.tokens = nn.Parameter(F.normalize(torch.randn(sum(level_sizes), width), dim=-1), requires_grad=False)
+        self.log_alone, self.log_beside, self.log_weight = (
+            nn.Parameter(torch.full((len(level_sizes),), scale).log()) for scale in scales
+        )
+        levels = torch.arange(len(level_sizes)).repeat_interleave(torch.tensor(level_sizes))
+        self.register_buffer("level_of_token", levels, persistent=False)
+
+    def unit_tokens(self) -> Tensor:
+        """Token embeddings (T, E) of unit length."""
+        return F.normalize(self.tokens, dim=-1)
+
+    def hidden(self, states_QSM: Tensor, mask_QS: Tensor, sids_QL: Tensor) -> Tensor:
+        """Unit hidden states (Q, L, E) before each code of the paths `sids_QL` (tokens, padded with -1)."""
+        if self.decoder is None:
+            raise ValueError("this retriever has no decoder")
+        read_QLE = self.unit_tokens()[sids_QL[:, :-1].clamp_min(0)]
+        start = self.start.expand(len(sids_QL), 1, -1)
+        hidden: Tensor = self.decoder(torch.cat([start, read_QLE], 1), self.decoder.memories(states_QSM), mask_QS)
+        return hidden.float()

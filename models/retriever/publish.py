@@ -1,0 +1,98 @@
+"""From a trained retriever to a model artefact: the two graphs, tokens, quantizer, tokenizer, manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+
+from models.export import export_decoder, export_encoder
+from models.quantizers.base import QuantizerState
+from models.retriever.network import Retriever
+from models.retriever.recipe import Recipe
+from service.index.artefact import new_artefact, publish
+from service.index.manifest import DecoderShape, ModelManifest, Provenance, QuantizerSettings
+
+Precision = Literal["float32", "int8"]
+
+
+def publish_model(
+    retriever: Retriever,
+    quantizer: QuantizerState,
+    tokenizer: Tokenizer,
+    recipe: Recipe,
+    data: tuple[str, ...],
+    target: Path,
+    precision: Precision,
+    replace: bool = True,
+) -> ModelManifest:
+    """Write one model artefact of a precision; the target appears whole or not at all."""
+    with new_artefact(target, replace=replace) as staging:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.save(str(staging / "tokenizer.json"))
+        export_encoder(retriever.encoder, retriever.decoder, staging / "encoder.onnx", precision == "int8")
+        save_file(
+            {name: np.ascontiguousarray(t) for name, t in quantizer.tensors.items()}, staging / "quantizer.safetensors"
+        )
+        if retriever.decoder is not None:
+            export_decoder(retriever.decoder, staging / "decoder.onnx", precision == "int8")
+            np.save(staging / "tokens.npy", token_table(retriever), allow_pickle=False)
+        manifest = describe(retriever, quantizer, recipe, data, precision)
+        return publish(staging, manifest)
+
+
+def token_table(retriever: Retriever) -> np.ndarray:
+    """Unit token embeddings (T, E) float32 with the start vector as row T."""
+    rows = [retriever.unit_tokens().detach().cpu().numpy(), retriever.start.detach().cpu().numpy()[None]]
+    return np.concatenate(rows).astype(np.float32)
+
+
+def describe(
+    retriever: Retriever, quantizer: QuantizerState, recipe: Recipe, data: tuple[str, ...], precision: Precision
+) -> ModelManifest:
+    """Fill in the manifest; a retriever without a decoder offers `geometric` only."""
+    decoder = retriever.decoder
+    objective = recipe.objective
+    offered = ["geometric"]
+    if decoder is not None:
+        offered += ["generative"] * (objective.generative > 0) + ["guided"] * (objective.guided > 0)
+    scales = {
+        "token_scale": retriever.log_alone,
+        "guided_scale": retriever.log_beside,
+        "guided_weight": retriever.log_weight,
+    }
+    shape = decoder and DecoderShape(
+        layers=decoder.shape.layers,
+        heads=decoder.shape.heads,
+        head_dimensions=decoder.shape.width // decoder.shape.heads,
+        embedding_dimensions=decoder.shape.embedding,
+    )
+    fields = {name: tuple(log.exp().tolist()) if decoder is not None else () for name, log in scales.items()}
+    default = recipe.default_scoring if recipe.default_scoring in offered else offered[-1]
+    return ModelManifest.model_validate(
+        fields
+        | {
+            "dimensions": int(quantizer.tensors["codebooks"].shape[1]),
+            "level_sizes": quantizer.level_sizes,
+            "quantizer": QuantizerSettings(kind=quantizer.kind),
+            "decoder": shape,
+            "normalisation": "full" if objective.constraint == "none" else "constrained",
+            "scorings": offered,
+            "default_scoring": default,
+            "fusion_weight": recipe.fusion_weight,
+            "text": recipe.text,
+            "precision": precision,
+            "provenance": Provenance(
+                recipe=recipe.name,
+                data=data,
+                licences=recipe.licences,
+                base_model=Path(recipe.encoder.name).name or recipe.encoder.name,
+                seed=recipe.seed,
+                notes=recipe.notes,
+            ),
+        }
+    )

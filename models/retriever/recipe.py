@@ -1,0 +1,164 @@
+"""Recipes: what a training run does, as a small TOML file that is checked before anything runs."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.model.text import TextSettings
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used: the message names the key, what it holds and what is allowed."""
+
+
+class Table(BaseModel):
+    """A frozen table of a recipe; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EncoderTable(Table):
+    """`[encoder]`: a Hugging Face name or a local folder, and how it is used."""
+
+    name: str = ""
+    pooling: Literal["mean", "cls"] = "mean"
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    freeze_embeddings: bool = True
+    freeze_layers: int = Field(default=0, ge=0)
+
+
+class DecoderTable(Table):
+    """`[decoder]`: 0 layers means a model without a decoder, which serves `geometric` only."""
+
+    layers: int = Field(default=2, ge=0, le=24)
+    heads: int = Field(default=6, ge=1)
+    width: int = Field(default=384, ge=8)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    train_tokens: bool = False
+
+
+class PseudoTable(Table):
+    """`[pseudo_queries]`: a file, a local sequence-to-sequence model, or the extractive sampler."""
+
+    source: Literal["extractive", "file", "model"] = "extractive"
+    path: str = ""
+    per_document: int = Field(default=4, ge=1, le=100)
+
+    @model_validator(mode="after")
+    def _path_where_needed(self) -> PseudoTable:
+        if (self.source != "extractive") == (not self.path):
+            raise ValueError(f"source {self.source!r} {'needs' if not self.path else 'takes no'} path")
+        return self
+
+
+class ObjectiveTable(Table):
+    """`[objective]`: weights of the losses and their settings."""
+
+    constraint: Literal["trie", "predecessor", "none"] = "trie"
+    generative: float = Field(default=1.0, ge=0)
+    guided: float = Field(default=1.0, ge=0)
+    contrast: float = Field(default=1.0, ge=0)
+    smoothing: float = Field(default=0.1, ge=0, lt=1)
+    temperature: float = Field(default=0.05, gt=0)
+    scale: float = Field(default=20.0, gt=0)
+    guided_scale: float = Field(default=3.0, gt=0)
+    guided_weight: float = Field(default=40.0, gt=0)
+
+    @model_validator(mode="after")
+    def _guided_needs_the_trie(self) -> ObjectiveTable:
+        if self.guided and self.constraint != "trie":
+            raise ValueError(
+                f"guided = {self.guided} needs constraint = 'trie', not {self.constraint!r}: set guided = 0"
+            )
+        return self
+
+
+class Stage(Table):
+    """`[[stage]]`: `contrast` tunes the encoder on queries and documents; `decode` trains the decoder on paths.
+
+    `batch` counts documents in `contrast` (all their queries come along) and queries in `decode`. A `decode` stage with
+    `encoder_lr > 0` moves the encoder too, held near its document vectors by `anchor`.
+    """
+
+    name: str
+    objective: Literal["contrast", "decode"]
+    queries: Literal["pseudo", "real", "both"] = "both"
+    epochs: int = Field(ge=1, le=1000)
+    batch: int = Field(default=256, ge=2)
+    accumulate: int = Field(default=1, ge=1)
+    encoder_lr: float = Field(default=0.0, ge=0)
+    decoder_lr: float = Field(default=5e-4, ge=0)
+    anchor: float = Field(default=0.0, ge=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    patience: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> Stage:
+        if self.objective == "contrast" and not self.encoder_lr:
+            raise ValueError(f"stage {self.name!r}: a contrast stage trains the encoder, encoder_lr must be above 0")
+        return self
+
+
+class Recipe(Table):
+    """A whole recipe."""
+
+    name: str
+    seed: int = 0
+    text: TextSettings = TextSettings(max_query_tokens=48, max_document_tokens=128)
+    encoder: EncoderTable = EncoderTable()
+    quantizer: dict[str, Any] = Field(default_factory=lambda: {"system": "hhq"})
+    decoder: DecoderTable = DecoderTable()
+    pseudo_queries: PseudoTable = PseudoTable()
+    objective: ObjectiveTable = ObjectiveTable()
+    stage: tuple[Stage, ...] = Field(min_length=1)
+    dev_share: float = Field(default=0.05, ge=0, lt=0.5)
+    bf16: bool = True
+    notes: str = ""
+    licences: tuple[str, ...] = ()
+    fusion_weight: float = Field(default=20.0, ge=0)
+    default_scoring: Literal["generative", "geometric", "guided"] = "guided"
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Read a shipped recipe by name, or any TOML file.
+
+    Raises:
+        RecipeError: no such recipe, not TOML, unknown or contradictory keys (named, with the allowed ones).
+    """
+    path = RECIPES / f"{name_or_path}.toml"
+    if not path.is_file():
+        path = Path(name_or_path)
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
+        raise RecipeError(f"no recipe {name_or_path!r}: give a TOML file, or one of: {shipped}")
+    try:
+        return parse_recipe(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} is not TOML: {error}") from None
+    except RecipeError as error:
+        raise RecipeError(f"recipe {path}: {error}") from None
+
+
+def parse_recipe(table: dict[str, Any]) -> Recipe:
+    """Check a recipe given as a dictionary; see `load_recipe`."""
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        raise RecipeError("; ".join(_explain(item) for item in error.errors())) from None
+
+
+def _explain(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"]) or "recipe"
+    if item["type"] != "extra_forbidden":
+        return f"{where}: {item['msg'].removeprefix('Value error, ')}"
+    model: Any = Recipe
+    for part in item["loc"][:-1]:
+        if isinstance(part, str):
+            model = {"stage": Stage}.get(part) or model.model_fields[part].annotation
+    return f"{where}: unknown key; allowed here: {', '.join(sorted(model.model_fields))}"

@@ -1,0 +1,156 @@
+"""The two kinds of training stage, one epoch each: `contrast_epoch` and `decode_epoch`. Both read downwards.
+
+Legend: B queries of a batch, G documents of a batch, N documents, L levels, D dimensions, T tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.progress import Progress, TaskID
+from torch import Tensor
+
+from models.retriever.batches import StateCache, Texts, shuffled_batches
+from models.retriever.network import Retriever
+from models.retriever.objectives import CodeTree, Scales, contrast, step_losses, unguided_loss
+from models.retriever.recipe import ObjectiveTable, Stage
+
+Pair = tuple[int, int]  # row in the query texts, document position
+QUERIES_PER_DOCUMENT = 4  # most queries of one document in a contrast batch
+
+
+@dataclass
+class Work:
+    """What the epochs of a stage share."""
+
+    retriever: Retriever
+    queries: Texts
+    documents: Texts
+    pairs: list[Pair]
+    vectors_ND: Tensor  # every document's vector; contrast epochs refresh rows as they go
+    stage: Stage
+    objective: ObjectiveTable
+    device: str
+    bf16: bool
+    step: Callable[[Tensor, bool], None]  # takes a loss; whether the optimizer steps now
+    bar: Progress
+    task: TaskID
+    tree: CodeTree | None = None
+    cache: StateCache | None = None
+
+    def encode(self, texts: Texts, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors, token states and mask, with gradients where the encoder learns."""
+        ids, mask = texts.batch(rows, self.device)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+            vectors, states = self.retriever.encoder(ids, mask)
+        return vectors.float(), states, mask
+
+
+def contrast_epoch(work: Work, seed: str) -> dict[str, float]:
+    """InfoNCE of queries against the whole corpus: fresh vectors for the batch's documents, remembered ones else.
+
+    Batches are of documents with all their queries, so a document is encoded once for several queries; rows of
+    `work.vectors_ND` are replaced as documents are encoded.
+    """
+    rng = random.Random(seed)  # noqa: S311  (sampling, not secrets)
+    of_document: dict[int, list[int]] = {}
+    for query, document in work.pairs:
+        of_document.setdefault(document, []).append(query)
+    documents = sorted(of_document)
+    lengths = [len(work.documents.ids[document]) for document in documents]
+    total, seen = 0.0, 0
+    work.retriever.train()
+    for count, batch in enumerate(shuffled_batches(lengths, work.stage.batch, seed), 1):
+        rows_G = [documents[place] for place in batch]
+        pairs_B = [(q, d) for d in rows_G for q in _some(of_document[d], rng)]
+        pairs_B.sort(key=lambda pair: len(work.queries.ids[pair[0]]))
+        fresh_GD, _, _ = work.encode(work.documents, rows_G)
+        vector_BD = encode_in_blocks(work, [query for query, _ in pairs_B])
+        place_G = torch.tensor(rows_G, device=work.device)
+        keys_ND = work.vectors_ND.index_put((place_G,), fresh_GD)
+        label_B = torch.tensor([document for _, document in pairs_B], device=work.device)
+        loss = contrast(vector_BD, keys_ND, label_B, work.objective.temperature)
+        work.step(loss, count % work.stage.accumulate == 0)
+        work.vectors_ND[place_G] = fresh_GD.detach()
+        total, seen = total + float(loss.detach()) * len(pairs_B), seen + len(pairs_B)
+        work.bar.update(work.task, advance=1, loss=f"{total / seen:.3f}")
+    return {"contrast": total / seen}
+
+
+def encode_in_blocks(work: Work, rows_B: list[int], block: int = 64) -> Tensor:
+    """Vectors (B, D) of queries sorted by length, in blocks, so that short ones are not padded to the longest."""
+    blocks = [rows_B[start : start + block] for start in range(0, len(rows_B), block)]
+    return torch.cat([work.encode(work.queries, rows)[0] for rows in blocks])
+
+
+def _some(queries: list[int], rng: random.Random) -> list[int]:
+    return rng.sample(queries, min(QUERIES_PER_DOCUMENT, len(queries)))
+
+
+def decode_epoch(work: Work, seed: str) -> dict[str, float]:
+    """Train paths by cSFT and guided cSFT; with `encoder_lr` also InfoNCE against all documents, and the anchor."""
+    lengths = [len(work.queries.ids[query]) for query, _ in work.pairs]
+    moving = work.stage.encoder_lr > 0
+    totals, seen = {"generative": 0.0, "guided": 0.0, "contrast": 0.0, "anchor": 0.0}, 0
+    work.retriever.train()
+    work.retriever.encoder.train(moving)
+    for count, batch in enumerate(shuffled_batches(lengths, work.stage.batch, seed), 1):
+        queries = [work.pairs[place][0] for place in batch]
+        documents_B = torch.tensor([work.pairs[place][1] for place in batch], device=work.device)
+        vector_BD, states, mask = work.cache.batch(queries) if work.cache else work.encode(work.queries, queries)
+        losses = path_losses(work, vector_BD, states, mask, documents_B)
+        if moving:
+            losses["contrast"] = contrast(vector_BD, work.vectors_ND, documents_B, work.objective.temperature)
+            losses["anchor"] = anchor_loss(work, f"{seed}/{count}")
+        work.step(weighted(losses, work), count % work.stage.accumulate == 0)
+        seen += len(batch)
+        for name, loss in losses.items():
+            totals[name] += float(loss.detach()) * len(batch)
+        work.bar.update(work.task, advance=1, loss=" ".join(f"{name} {totals[name] / seen:.3f}" for name in losses))
+    return {name: total / seen for name, total in totals.items() if total}
+
+
+def path_losses(work: Work, vector_BD: Tensor, states: Tensor, mask: Tensor, documents_B: Tensor) -> dict[str, Tensor]:
+    """Mean generative and guided losses of a batch, summed over levels."""
+    tree, retriever = work.tree, work.retriever
+    if tree is None:
+        raise ValueError("a decode stage needs the code tree")
+    states = states.to(torch.bfloat16 if work.bf16 else torch.float32)
+    with torch.autocast(work.device, torch.bfloat16, enabled=work.bf16):
+        hidden_BLE = retriever.hidden(states, mask, tree.sids[documents_B])
+    tokens_TE, scales = retriever.unit_tokens(), Scales.of(retriever)
+    generative = guided = vector_BD.new_zeros(())
+    for level in range(hidden_BLE.shape[1]):
+        cosine_BT = hidden_BLE[:, level].float() @ tokens_TE.T
+        if work.objective.constraint == "trie":
+            alone, both = step_losses(tree, level, documents_B, cosine_BT, vector_BD, scales, work.objective.smoothing)
+            generative, guided = generative + alone, guided + both
+        else:
+            predecessor = work.objective.constraint == "predecessor"
+            generative = generative + unguided_loss(
+                tree, level, documents_B, cosine_BT, scales, retriever.level_of_token, predecessor
+            )
+    return {"generative": generative / len(documents_B), "guided": guided / len(documents_B)}
+
+
+def anchor_loss(work: Work, seed: str, count: int = 64) -> Tensor:
+    """Mean 1 - cosine between re-encoded documents and the vectors their SIDs were made from."""
+    if not work.stage.anchor:
+        return work.vectors_ND.new_zeros(())
+    rows = random.Random(seed).sample(range(len(work.documents)), min(count, len(work.documents)))  # noqa: S311  (sampling)
+    vectors, _, _ = work.encode(work.documents, rows)
+    return (1 - (vectors * work.vectors_ND[torch.tensor(rows, device=work.device)]).sum(1)).mean()
+
+
+def weighted(losses: dict[str, Tensor], work: Work) -> Tensor:
+    """The sum that is minimised."""
+    weights = {
+        "generative": work.objective.generative,
+        "guided": work.objective.guided,
+        "contrast": work.objective.contrast,
+        "anchor": work.stage.anchor,
+    }
+    return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()

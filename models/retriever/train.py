@@ -1,0 +1,400 @@
+"""Training of a retriever by a recipe: data → stages → model. Resumable at every epoch.
+
+A run folder holds `checkpoint.safetensors`, `log.jsonl` and, at the end, `model/` (float32) and `model-int8/`.
+The encoder may move in a stage; SIDs are always made from the vectors of the encoder as it stands when a decode stage
+begins, so the last stage of a recipe leaves the encoder frozen and the model consistent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from models.data import Dataset, load_dataset
+from models.quantizers.base import Quantizer, codes_to_tokens, make_quantizer, progress_bar
+from models.retriever.batches import StateCache, Texts, embed, tokenize
+from models.retriever.checkpoint import Place, load_checkpoint, save_checkpoint
+from models.retriever.network import Decoder, DecoderShape, Encoder, Retriever, load_backbone
+from models.retriever.objectives import CodeTree, build_tree
+from models.retriever.pseudo_queries import generate_pseudo_queries, read_pseudo_queries, sample_extractive
+from models.retriever.publish import publish_model
+from models.retriever.recipe import Recipe, RecipeError, Stage
+from models.retriever.stages import Pair, Work, contrast_epoch, decode_epoch
+from models.retriever.validate import exact_ranks, mean_reciprocal_rank, walked_ranks
+from service.model.text import document_text, query_text
+from service.search.tables import Scoring
+
+console = Console(stderr=True)
+
+
+@dataclass
+class Material:
+    """Everything a run reads: tokenized documents, train queries, pseudo-queries and a held-out part of train."""
+
+    documents: Texts
+    queries: Texts
+    real: list[Pair]
+    pseudo: list[Pair]
+    held_out: list[Pair]
+    names: tuple[str, ...]
+
+    def pairs(self, kind: str) -> list[Pair]:
+        """The pairs of a stage: pseudo, real or both."""
+        return (self.pseudo if kind != "real" else []) + (self.real if kind != "pseudo" else [])
+
+
+def gather(datasets: Sequence[Dataset], recipe: Recipe, tokenizer: Tokenizer) -> Material:
+    """Tokenize one or several data sets as one corpus; their train splits only."""
+    settings = recipe.text
+    documents: list[str] = []
+    texts: list[str] = []
+    real: list[Pair] = []
+    pseudo: list[Pair] = []
+    for dataset in datasets:
+        base = len(documents)
+        documents += [document_text(d.title, d.text, settings) for d in dataset.documents]
+        for query, document in dataset.pairs("train") if "train" in dataset.qrels else []:
+            history = dataset.histories.get(query, ())
+            real.append((len(texts), base + document))
+            texts.append(query_text(dataset.queries[query], history, settings))
+        for text, document in make_pseudo_queries(dataset, recipe):
+            pseudo.append((len(texts), base + document))
+            texts.append(query_text(text, (), settings))
+    generator = np.random.default_rng(recipe.seed)
+    held = set(generator.permutation(len(real))[: int(recipe.dev_share * len(real))].tolist())
+    return Material(
+        documents=tokenize(tokenizer, documents, settings.max_document_tokens),
+        queries=tokenize(tokenizer, texts, settings.max_query_tokens),
+        real=[pair for row, pair in enumerate(real) if row not in held],
+        pseudo=pseudo,
+        held_out=[real[row] for row in sorted(held)],
+        names=tuple(dataset.folder.name for dataset in datasets),
+    )
+
+
+def make_pseudo_queries(dataset: Dataset, recipe: Recipe) -> list[tuple[str, int]]:
+    """Pseudo-queries (text, document position) from the recipe's source."""
+    table = recipe.pseudo_queries
+    if not any(stage.queries != "real" for stage in recipe.stage):
+        return []
+    if table.source == "file":
+        return list(read_pseudo_queries(Path(table.path), dataset.position))
+    if table.source == "model":
+        return list(generate_pseudo_queries(table.path, dataset.documents, table.per_document, recipe.seed))
+    return [
+        (query, position)
+        for position, document in enumerate(dataset.documents)
+        for query in sample_extractive(document, table.per_document, str(recipe.seed))
+    ]
+
+
+@dataclass
+class Run:
+    """A training run: its recipe, material, network and the state that stages change."""
+
+    recipe: Recipe
+    material: Material
+    retriever: Retriever
+    tokenizer: Tokenizer
+    out: Path
+    device: str
+    quantizer: Quantizer
+    vectors_ND: Tensor | None = None
+    fitted: bool = False
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_score: float = -1.0
+
+    @property
+    def bf16(self) -> bool:
+        """Whether matrix products run in bfloat16."""
+        return self.recipe.bf16
+
+    def fingerprint(self) -> str:
+        """What a checkpoint must agree with: the recipe and the token ids of the data."""
+        material = self.material
+        body = json.dumps([self.recipe.model_dump(mode="json"), material.documents.ids, material.queries.ids])
+        return hashlib.sha256(body.encode()).hexdigest()
+
+    def log(self, **row: object) -> None:
+        """Append a line to log.jsonl and show it."""
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        console.print("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+
+
+def start_run(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: str) -> Run:
+    """Load the encoder, tokenize the data, make an untrained decoder."""
+    if not recipe.encoder.name:
+        raise RecipeError("encoder.name is empty: name a Hugging Face encoder or a local folder (or --encoder)")
+    torch.manual_seed(recipe.seed)
+    tokenizer = load_tokenizer(recipe.encoder.name)
+    material = gather(datasets, recipe, tokenizer)
+    backbone = load_backbone(recipe.encoder.name, recipe.encoder.dropout)
+    freeze(backbone, recipe)
+    quantizer = make_quantizer({"seed": recipe.seed} | recipe.quantizer)
+    dimensions = int(backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]  # transformers is untyped here
+    table, objective = recipe.decoder, recipe.objective
+    shape = DecoderShape(
+        layers=table.layers,
+        heads=table.heads,
+        width=table.width,
+        embedding=dimensions,
+        memory=dimensions,
+        max_steps=len(quantizer.level_sizes) + 1,
+        dropout=table.dropout,
+    )
+    retriever = Retriever(
+        Encoder(backbone, recipe.encoder.pooling),
+        Decoder(shape) if table.layers else None,
+        quantizer.level_sizes,
+        (objective.scale, objective.guided_scale, objective.guided_weight),
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    return Run(recipe, material, retriever.to(device), tokenizer, out, device, quantizer)
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """The fast tokenizer of a local folder or a hub name."""
+    path = Path(name) / "tokenizer.json"
+    return Tokenizer.from_file(str(path)) if path.is_file() else Tokenizer.from_pretrained(name)
+
+
+def freeze(backbone: torch.nn.Module, recipe: Recipe) -> None:
+    """Switch off gradients of the embedding tables and of the first layers, as the recipe says."""
+    table = recipe.encoder
+    parts = [module for name, module in backbone.named_modules() if name.endswith("embeddings")]
+    layers = next((m for n, m in backbone.named_modules() if isinstance(m, torch.nn.ModuleList) and n), None)
+    chosen = (parts if table.freeze_embeddings else []) + list(layers[: table.freeze_layers] if layers else [])
+    for module in chosen:
+        module.requires_grad_(False)
+
+
+def train(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: str = "cpu", resume: bool = True) -> Path:
+    """Run a recipe to its end and publish the models; a run that was cut off goes on after its last epoch.
+
+    Returns:
+        The folder of the float32 model, `out/model`; the int8 one stands beside it.
+    """
+    run = start_run(recipe, datasets, out, device)
+    checkpoint_path, fingerprint = out / "checkpoint.safetensors", run.fingerprint()
+    checkpoint = load_checkpoint(checkpoint_path, fingerprint) if resume else None
+    place = checkpoint.place if checkpoint else Place()
+    if checkpoint:
+        restore(run, checkpoint.model, checkpoint.extra)
+        console.print(f"resuming at stage {place.stage + 1}, epoch {place.epoch + 1}")
+    for number, stage in enumerate(recipe.stage):
+        if number < place.stage:
+            continue
+        first = place.epoch if number == place.stage else 0
+        if first == 0:
+            prepare(run, stage)
+        work, optimizer, schedule = set_up(run, stage)
+        if first and checkpoint:
+            checkpoint.restore_optimizer(optimizer)
+            schedule.taken = place.steps
+        run_epochs(run, work, optimizer, schedule, number, first, checkpoint_path, fingerprint)
+    return publish_run(run)
+
+
+def restore(run: Run, model: dict[str, Tensor], extra: dict[str, Tensor]) -> None:
+    """Put a checkpoint's tensors back."""
+    run.retriever.load_state_dict(model)
+    if "vectors" in extra:
+        run.vectors_ND = extra["vectors"].to(run.device)
+    books = sorted((name for name in extra if name.startswith("codebook.")), key=lambda name: int(name.split(".")[1]))
+    run.quantizer.codebooks = [extra[name] for name in books]
+    run.fitted = bool(books)
+    run.best = {name.removeprefix("best."): t for name, t in extra.items() if name.startswith("best.")}
+    run.best_score = float(extra["best_score"]) if "best_score" in extra else -1.0
+
+
+def extras(run: Run) -> dict[str, Tensor]:
+    """What a checkpoint keeps beside the network."""
+    kept = {f"codebook.{level}": book for level, book in enumerate(run.quantizer.codebooks)}
+    kept |= {f"best.{name}": tensor for name, tensor in run.best.items()} | {"best_score": torch.tensor(run.best_score)}
+    return kept | ({"vectors": run.vectors_ND} if run.vectors_ND is not None else {})
+
+
+def prepare(run: Run, stage: Stage) -> None:
+    """Before a stage: encode the documents as the encoder stands; before the first decode stage, fit the codebooks."""
+    run.best, run.best_score = {}, -1.0
+    run.vectors_ND = embed(run.retriever.encoder, run.material.documents, run.device, run.bf16, "documents")
+    if stage.objective == "decode" and not run.fitted:
+        run.quantizer.fit(run.vectors_ND.cpu().numpy(), run.device)
+        run.fitted = True
+        with torch.no_grad():
+            run.retriever.tokens.copy_(torch.cat(run.quantizer.codebooks))
+        run.retriever.tokens.requires_grad_(run.recipe.decoder.train_tokens)
+
+
+def make_tree(run: Run) -> CodeTree:
+    """The tree of the documents' SIDs."""
+    if run.vectors_ND is None:
+        raise ValueError("documents are not encoded yet")
+    vectors = run.vectors_ND.cpu().numpy()
+    sids = codes_to_tokens(run.quantizer.encode(vectors), run.quantizer.level_sizes).astype(np.int64)
+    console.print(f"p_unique {len(np.unique(sids, axis=0)) / len(sids):.4f} over {len(sids):,} documents")
+    return build_tree(sids, vectors, sum(run.quantizer.level_sizes), run.device)
+
+
+@dataclass
+class Schedule:
+    """Linear warm-up, then linear decay to 5 % of the peak."""
+
+    optimizer: torch.optim.Optimizer
+    total: int
+    warmup: float
+    taken: int = 0
+
+    def advance(self) -> None:
+        """Set the learning rates for the next optimizer step."""
+        share = self.taken / max(1, self.total)
+        factor = min(share / self.warmup, 1.0) if self.warmup and share < self.warmup else 1 - 0.95 * share
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * max(factor, 1e-3)
+        self.taken += 1
+
+
+def set_up(run: Run, stage: Stage) -> tuple[Work, torch.optim.Optimizer, Schedule]:
+    """Make what the epochs of a stage share."""
+    retriever = run.retriever
+    encoder = [p for p in retriever.encoder.parameters() if p.requires_grad]
+    heads = [p for name, p in retriever.named_parameters() if not name.startswith("encoder.") and p.requires_grad]
+    groups = [{"params": encoder, "lr": stage.encoder_lr, "peak": stage.encoder_lr}] if stage.encoder_lr else []
+    if stage.objective == "decode":
+        groups.append({"params": heads, "lr": stage.decoder_lr, "peak": stage.decoder_lr})
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
+    pairs = run.material.pairs(stage.queries)
+    if not pairs:
+        raise RecipeError(f"stage {stage.name!r} asks for {stage.queries} queries, and the data have none")
+    units = len({document for _, document in pairs}) if stage.objective == "contrast" else len(pairs)
+    batches = math.ceil(units / stage.batch)
+    schedule = Schedule(optimizer, max(1, stage.epochs * batches // stage.accumulate), stage.warmup)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def step(loss: Tensor, now: bool) -> None:
+        torch.autograd.backward(loss / stage.accumulate)
+        if now:
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            schedule.advance()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    if run.vectors_ND is None:
+        raise ValueError("documents are not encoded yet")
+    bar = progress_bar(True)
+    work = Work(
+        retriever=retriever,
+        queries=run.material.queries,
+        documents=run.material.documents,
+        pairs=pairs,
+        vectors_ND=run.vectors_ND,
+        stage=stage,
+        objective=run.recipe.objective,
+        device=run.device,
+        bf16=run.bf16,
+        step=step,
+        bar=bar,
+        task=bar.add_task(stage.name, total=batches * stage.epochs, loss=""),
+    )
+    if stage.objective == "decode":
+        work.tree = make_tree(run)
+        if not stage.encoder_lr:
+            work.cache = StateCache(retriever.encoder, run.material.queries, run.device, run.bf16)
+    return work, optimizer, schedule
+
+
+def run_epochs(
+    run: Run,
+    work: Work,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    number: int,
+    first: int,
+    checkpoint_path: Path,
+    fingerprint: str,
+) -> None:
+    """The epochs of one stage, each seeded by its own number, checkpointed, and validated on held-out train queries."""
+    stage = work.stage
+    without_gain = 0
+    with work.bar:
+        work.bar.update(work.task, completed=first * (work.bar.tasks[0].total or 0) / stage.epochs)
+        for epoch in range(first, stage.epochs):
+            seed = f"{run.recipe.seed}/{number}/{epoch}"
+            torch.manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4]))
+            began = time.monotonic()
+            one_epoch = contrast_epoch if stage.objective == "contrast" else decode_epoch
+            losses = one_epoch(work, seed)
+            scores = validate(run, work)
+            run.log(stage=stage.name, epoch=epoch + 1, **losses, **scores, seconds=time.monotonic() - began)
+            without_gain = keep_best(run, stage, scores, without_gain)
+            place = Place(number, epoch + 1, schedule.taken)
+            save_checkpoint(checkpoint_path, place, fingerprint, run.retriever, optimizer, extras(run))
+            if stage.patience and without_gain >= stage.patience:
+                break
+    if run.best:
+        run.retriever.load_state_dict(run.best, strict=False)
+    save_checkpoint(checkpoint_path, Place(number + 1), fingerprint, run.retriever, None, extras(run))
+
+
+def validate(run: Run, work: Work) -> dict[str, float]:
+    """MRR@10 on the held-out train queries: exact cosine, and for decode stages the walk at beam 10."""
+    held_out = run.material.held_out
+    if not held_out:
+        return {}
+    if work.stage.objective == "contrast":
+        return {"exact": mean_reciprocal_rank(exact_ranks(work, held_out))}
+    wanted: dict[Scoring, float] = {
+        "generative": run.recipe.objective.generative,
+        "guided": run.recipe.objective.guided,
+    }
+    return {name: mean_reciprocal_rank(walked_ranks(work, held_out, name)) for name, on in wanted.items() if on}
+
+
+def keep_best(run: Run, stage: Stage, scores: dict[str, float], without_gain: int) -> int:
+    """Remember the best decode epoch by the sum of its walks; returns how many epochs went by without a gain."""
+    if stage.objective == "contrast" or not stage.patience or not scores:
+        return 0
+    if sum(scores.values()) <= run.best_score:
+        return without_gain + 1
+    run.best_score = sum(scores.values())
+    run.best = {name: tensor.detach().clone() for name, tensor in run.retriever.state_dict().items()}
+    return 0
+
+
+def publish_run(run: Run) -> Path:
+    """Export both precisions."""
+    if not run.fitted:
+        vectors = embed(run.retriever.encoder, run.material.documents, run.device, run.bf16, "documents")
+        run.quantizer.fit(vectors.cpu().numpy(), run.device)
+    run.retriever.to("cpu").eval()
+    state = run.quantizer.state()
+    for precision, name in (("float32", "model"), ("int8", "model-int8")):
+        target = run.out / name
+        publish_model(run.retriever, state, run.tokenizer, run.recipe, run.material.names, target, precision)  # type: ignore[arg-type]
+        console.print(f"model written: {target}")
+    return run.out / "model"
+
+
+def run(
+    recipe: Recipe, folders: Sequence[Path], out: Path, device: str = "cpu", resume: bool = True, history: int = 0
+) -> Path:
+    """Train on folders in the BEIR layout; the entry of `rhumb train`."""
+    datasets = [load_dataset(folder, splits=train_splits(folder), history=history) for folder in folders]
+    return train(recipe, datasets, out, device, resume)
+
+
+def train_splits(folder: Path) -> list[str]:
+    """Only the train split is ever read in training; a corpus without one trains on pseudo-queries."""
+    return ["train"] if (folder / "qrels" / "train.tsv").is_file() else []

@@ -1,0 +1,125 @@
+"""Validation while training: ranks of held-out documents by exact cosine and by the service's own walk.
+
+Legend: Q queries, B beams, N documents, D dimensions, E token dimensions, L levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.retriever.network import KeyValue, Retriever
+from models.retriever.stages import Pair, Work
+from service.index.centroids import build_centroids
+from service.index.trie import build_trie
+from service.search.tables import Scoring, WalkTables
+from service.search.walk import Beams, walk
+
+MISSED = 1 << 30
+BEAM = 10
+
+
+class TorchStep:
+    """The decoder of one batch as the walk wants it: keeps its caches and reorders them by the beams' parents."""
+
+    def __init__(self, retriever: Retriever, states: Tensor, mask: Tensor) -> None:
+        if retriever.decoder is None:
+            raise ValueError("this retriever has no decoder")
+        self.decoder = retriever.decoder
+        self.mask = mask
+        shape = self.decoder.shape
+        self.memories = self.decoder.memories(states)
+        empty = torch.zeros(len(mask), 1, shape.heads, 0, shape.width // shape.heads, device=mask.device)
+        self.past: list[KeyValue] = [(empty, empty)] * shape.layers
+
+    @torch.no_grad()
+    def __call__(
+        self, embeddings_QBE: NDArray[np.float32], step: int, parents_QB: NDArray[np.int64] | None
+    ) -> NDArray[np.float32]:
+        """One step; see `service.search.walk.Step`."""
+        device = self.mask.device
+        if parents_QB is not None:
+            parents = torch.as_tensor(parents_QB, device=device)[:, :, None, None, None]
+            self.past = [(self._reorder(key, parents), self._reorder(value, parents)) for key, value in self.past]
+        inputs = torch.as_tensor(embeddings_QBE, device=device)
+        steps = torch.tensor([step], device=device)
+        hidden, self.past = self.decoder.step(inputs, steps, self.mask, self.memories, self.past)
+        result: NDArray[np.float32] = hidden.float().cpu().numpy()
+        return result
+
+    @staticmethod
+    def _reorder(cache: Tensor, parents: Tensor) -> Tensor:
+        return cache.gather(1, parents.expand(-1, -1, *cache.shape[2:]))
+
+
+def exact_ranks(work: Work, pairs: Sequence[Pair]) -> NDArray[np.int64]:
+    """Rank of each pair's document by exact cosine over all documents."""
+    vectors_QD = embed_pairs(work, pairs)[0]
+    scores_QN = vectors_QD @ work.vectors_ND.T
+    target = torch.tensor([document for _, document in pairs], device=work.device)
+    own = scores_QN.gather(1, target[:, None])
+    ranks: NDArray[np.int64] = ((scores_QN > own).sum(1) + 1).cpu().numpy()
+    return ranks
+
+
+@torch.no_grad()
+def embed_pairs(work: Work, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
+    """Vectors, states and mask of the pairs' queries with dropout off."""
+    work.retriever.eval()
+    queries = [query for query, _ in pairs]
+    return work.cache.batch(queries) if work.cache else work.encode(work.queries, queries)
+
+
+def walked_ranks(work: Work, pairs: Sequence[Pair], scoring: Scoring, batch: int = 64) -> NDArray[np.int64]:
+    """Rank of each pair's document in the lexicographic answer of the walk at beam 10; MISSED where it is not found."""
+    tables, position = walk_tables(work)
+    ranks = np.full(len(pairs), MISSED, np.int64)
+    for start in range(0, len(pairs), batch):
+        block = pairs[start : start + batch]
+        vectors_QD, states, mask = embed_pairs(work, block)
+        with torch.no_grad():
+            step = TorchStep(work.retriever, states.float(), mask)
+        beams = walk(tables, scoring, "constrained", BEAM, vectors_QD.float().cpu().numpy(), step)
+        for row, (_, document) in enumerate(block):
+            ranks[start + row] = rank_in_beams(beams, row, position[document], tables.vectors, vectors_QD[row])
+    return ranks
+
+
+def rank_in_beams(beams: Beams, row: int, document: int, vectors_ND: NDArray[np.float32], vector_D: Tensor) -> int:
+    """Place of a document among the documents of a query's beams: beam by beam, within a beam by cosine."""
+    before = 0
+    for beam in range(int(beams.size_Q[row])):
+        lo, hi = int(beams.lo_QB[row, beam]), int(beams.hi_QB[row, beam])
+        if lo <= document < hi:
+            cosines = vectors_ND[lo:hi] @ vector_D.float().cpu().numpy()
+            return before + 1 + int((cosines > cosines[document - lo]).sum())
+        before += hi - lo
+    return MISSED
+
+
+def walk_tables(work: Work) -> tuple[WalkTables, NDArray[np.int64]]:
+    """The tables of the training corpus, and each document's position in the trie's order."""
+    if work.tree is None:
+        raise ValueError("the walk needs the code tree")
+    retriever = work.retriever
+    trie, order = build_trie(work.tree.sids.cpu().numpy().astype(np.int32))
+    vectors = np.ascontiguousarray(work.vectors_ND.cpu().numpy()[order])
+    centroids, rows = build_centroids(trie, vectors)
+    level = retriever.level_of_token
+    scales = (retriever.log_alone, retriever.log_beside, retriever.log_weight)
+    token_scale, guided_scale, guided_weight = (log.detach().exp()[level].cpu().numpy() for log in scales)
+    tokens = torch.cat([retriever.unit_tokens(), retriever.start[None]]).detach().cpu().numpy()
+    offsets = (0, *np.cumsum(retriever.level_sizes).tolist())
+    tables = WalkTables(trie, vectors, centroids, rows, offsets, tokens, token_scale, guided_scale, guided_weight)
+    position = np.empty(len(order), np.int64)
+    position[order] = np.arange(len(order))
+    return tables, position
+
+
+def mean_reciprocal_rank(ranks: NDArray[np.int64], depth: int = 10) -> float:
+    """MRR@depth."""
+    return float(np.where(ranks <= depth, 1 / ranks, 0.0).mean())
