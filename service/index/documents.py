@@ -108,16 +108,16 @@ def write_documents(path: Path, documents: Iterable[Document]) -> int:
 
 def write_rows(path: Path, rows: Iterable[Sequence[str]]) -> int:
     """Write rows of (id, title, text, metadata as JSON); see `write_documents`."""
-    with closing(sqlite3.connect(path)) as connection:
-        # a staging file that a crash throws away needs no journal; `publish` flushes it to disk
-        connection.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {SCHEMA};")
-        numbered = ((position, *row) for position, row in enumerate(rows))
-        try:
+    numbered = ((position, *row) for position, row in enumerate(rows))
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            # a staging file that a crash throws away needs no journal; `publish` flushes it to disk
+            connection.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {SCHEMA};")
             connection.executemany("INSERT INTO documents VALUES (?, ?, ?, ?, ?)", numbered)
             connection.commit()
-        except sqlite3.OperationalError as error:
-            raise _as_os_error(error, path) from error
-        return int(connection.execute("SELECT COUNT(*) FROM documents").fetchone()[0])
+            return int(connection.execute("SELECT COUNT(*) FROM documents").fetchone()[0])
+    except sqlite3.OperationalError as error:
+        raise _as_os_error(error, path) from error
 
 
 def document_of(columns: Sequence[str]) -> Document:

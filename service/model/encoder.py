@@ -34,9 +34,9 @@ class Encoded:
         attention_mask_QS: (Q, S) int64, 1 for tokens and 0 for padding.
     """
 
-    vectors_QD: NDArray[np.float32]  # noqa: N815 - shape suffix
+    vectors_QD: NDArray[np.float32]
     memory: dict[str, NDArray[np.float32]]
-    attention_mask_QS: NDArray[np.int64]  # noqa: N815 - shape suffix
+    attention_mask_QS: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.vectors_QD)
