@@ -8,8 +8,6 @@ first in its range. A node whose range holds one distinct SID is finished: it ha
 in `sids.npy`.
 """
 
-# ruff: noqa: N815 - shape suffixes (token_M) are upper case on purpose
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ Legend: N documents, W words of 64 documents each.
 two ranks: no mask per node is ever built, and a filter costs the walk two look-ups per child.
 """
 
-# ruff: noqa: N815 - shape suffixes (words_W) are upper case on purpose
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Legend: N documents, L levels, T tokens, M nodes, C centroids, R children of the
 dimensions.
 """
 
-# ruff: noqa: N815 - shape suffixes (tokens_TE) are upper case on purpose
-
 from __future__ import annotations
 
 from dataclasses import dataclass, field

@@ -7,8 +7,6 @@ A step asks the decoder for the unfinished beams only (packed to the left: beam 
 scores their children and keeps the best B of children, finished beams and ends. It stops when nothing is unfinished.
 """
 
-# ruff: noqa: N815 - shape suffixes (node_QB) are upper case on purpose
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Legend: Q queries, B beams, U columns of a decoder call (unfinished beams), N do
 T tokens, M nodes, C centroids, W words, D vector dimensions, E token dimensions, R children of the root.
 """
 
-# ruff: noqa: N815 - shape suffixes (lo_M) are upper case on purpose
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple
