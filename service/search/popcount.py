@@ -20,83 +20,85 @@ from numba.extending import intrinsic
 LANES = 8
 VECTORS = 4  # of one block: four accumulators hide the latency of the additions
 UNROLL = 4  # words a turn of the loop; the rest has a loop of its own
-_I32 = ir.IntType(32)
-_I64 = ir.IntType(64)
-_V8 = ir.VectorType(_I64, LANES)
+I32 = ir.IntType(32)
+I64 = ir.IntType(64)
+V8 = ir.VectorType(I64, LANES)
 
 
-def _broadcast(builder: Any, scalar: Any) -> Any:
+def broadcast(builder: Any, scalar: Any) -> Any:
     """Copy a 64-bit scalar into all lanes."""
-    one = builder.insert_element(ir.Constant(_V8, ir.Undefined), scalar, _I32(0))
-    zeros = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
-    return builder.shuffle_vector(one, ir.Constant(_V8, ir.Undefined), zeros)
+    one = builder.insert_element(ir.Constant(V8, ir.Undefined), scalar, I32(0))
+    zeros = ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
+    return builder.shuffle_vector(one, ir.Constant(V8, ir.Undefined), zeros)
 
 
-def _ctpop(builder: Any, vector: Any) -> Any:
-    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_V8, [_V8]), "llvm.ctpop.v8i64")
+def popcount_lanes(builder: Any, vector: Any) -> Any:
+    """Set bits of each 64-bit lane."""
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(V8, [V8]), "llvm.ctpop.v8i64")
     return builder.call(function, [vector])
 
 
-def _load_vectors(builder: Any, pointer: Any, count: int) -> list[Any]:
+def load_vectors(builder: Any, pointer: Any, count: int) -> list[Any]:
     """Load `count` neighbouring vectors; maps promise 8-byte alignment only."""
-    vectors = builder.bitcast(pointer, _V8.as_pointer())
-    return [builder.load(builder.gep(vectors, [_I64(j)]), align=8) for j in range(count)]
+    vectors = builder.bitcast(pointer, V8.as_pointer())
+    return [builder.load(builder.gep(vectors, [I64(j)]), align=8) for j in range(count)]
 
 
-def _add_to(builder: Any, slot: Any, vector: Any) -> None:
+def add_to(builder: Any, slot: Any, vector: Any) -> None:
+    """Add a vector to the one on the stack; the optimiser keeps such slots in registers."""
     builder.store(builder.add(builder.load(slot), vector), slot)
 
 
 def _add_word(builder: Any, block: Any, queries: list[Any], word: Any, sums: list[list[Any]]) -> None:
     """Add the differing bits of one word of 32 documents to each query's sums; the documents are loaded once."""
-    documents = _load_vectors(builder, builder.gep(block, [builder.mul(word, _I64(LANES * VECTORS))]), VECTORS)
+    documents = load_vectors(builder, builder.gep(block, [builder.mul(word, I64(LANES * VECTORS))]), VECTORS)
     for query, slots in zip(queries, sums, strict=True):
-        bits = _broadcast(builder, builder.load(builder.gep(query, [word])))
+        bits = broadcast(builder, builder.load(builder.gep(query, [word])))
         for document, slot in zip(documents, slots, strict=True):
-            _add_to(builder, slot, _ctpop(builder, builder.xor(document, bits)))
+            add_to(builder, slot, popcount_lanes(builder, builder.xor(document, bits)))
 
 
 def _add_all_words(builder: Any, block: Any, queries: list[Any], words: Any) -> list[list[Any]]:
     """Sum over all words, four a turn and then the remaining W mod 4 one by one."""
-    zero = ir.Constant(_V8, None)
+    zero = ir.Constant(V8, None)
     sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(VECTORS)] for _ in queries]
     for slots in sums:
         for slot in slots:
             builder.store(zero, slot)
-    turns = builder.udiv(words, _I64(UNROLL))
+    turns = builder.udiv(words, I64(UNROLL))
     with cgutils.for_range(builder, turns) as loop:
-        first = builder.mul(loop.index, _I64(UNROLL))
+        first = builder.mul(loop.index, I64(UNROLL))
         for step in range(UNROLL):
-            _add_word(builder, block, queries, builder.add(first, _I64(step)), sums)
-    with cgutils.for_range(builder, words, start=builder.mul(turns, _I64(UNROLL))) as loop:
+            _add_word(builder, block, queries, builder.add(first, I64(step)), sums)
+    with cgutils.for_range(builder, words, start=builder.mul(turns, I64(UNROLL))) as loop:
         _add_word(builder, block, queries, loop.index, sums)
     return sums
 
 
 def _below(builder: Any, slots: list[Any], threshold: Any) -> Any:
     """Bit d of the result says that document d of the block is nearer than the threshold."""
-    limit = _broadcast(builder, threshold)
-    mask = _I32(0)
+    limit = broadcast(builder, threshold)
+    mask = I32(0)
     for j, slot in enumerate(slots):
         compared = builder.icmp_unsigned("<", builder.load(slot), limit)
-        byte = builder.zext(builder.bitcast(compared, ir.IntType(LANES)), _I32)
-        mask = builder.or_(mask, builder.shl(byte, _I32(LANES * j)))
+        byte = builder.zext(builder.bitcast(compared, ir.IntType(LANES)), I32)
+        mask = builder.or_(mask, builder.shl(byte, I32(LANES * j)))
     return mask
 
 
 def _scan(builder: Any, block: Any, rows: list[Any], words: Any, limits: Any, outputs: tuple[Any, Any]) -> Any:
     """Emit one block's scan: sums, comparison, and the rare store of what was found."""
     sums = _add_all_words(builder, block, rows, words)
-    found = [_below(builder, slots, builder.load(builder.gep(limits, [_I64(j)]))) for j, slots in enumerate(sums)]
-    any_found = _I32(0)
+    found = [_below(builder, slots, builder.load(builder.gep(limits, [I64(j)]))) for j, slots in enumerate(sums)]
+    any_found = I32(0)
     for mask in found:
         any_found = builder.or_(any_found, mask)
     distances, masks = outputs
-    with builder.if_then(builder.icmp_unsigned("!=", any_found, _I32(0)), likely=False):
+    with builder.if_then(builder.icmp_unsigned("!=", any_found, I32(0)), likely=False):
         for j, slots in enumerate(sums):
-            builder.store(found[j], builder.gep(masks, [_I64(j)]))
+            builder.store(found[j], builder.gep(masks, [I64(j)]))
             for v, slot in enumerate(slots):
-                builder.store(builder.load(slot), builder.gep(distances, [_I64(VECTORS * j + v)]), align=8)
+                builder.store(builder.load(slot), builder.gep(distances, [I64(VECTORS * j + v)]), align=8)
     return any_found
 
 
@@ -115,9 +117,9 @@ def _scan_block_for(queries: int) -> Any:
                 return context.make_array(signature.args[index])(context, builder, arguments[index]).data
 
             first_word, words, query = arguments[1], arguments[2], arguments[4]
-            starts = [builder.mul(builder.add(query, _I64(j)), words) for j in range(queries)]
+            starts = [builder.mul(builder.add(query, I64(j)), words) for j in range(queries)]
             rows = [builder.gep(data(3), [start]) for start in starts]
-            outputs = (builder.bitcast(data(6), _V8.as_pointer()), data(7))
+            outputs = (builder.bitcast(data(6), V8.as_pointer()), data(7))
             limits = builder.gep(data(5), [query])
             return _scan(builder, builder.gep(data(0), [first_word]), rows, words, limits, outputs)
 
@@ -150,7 +152,7 @@ def trailing_zeros(_: Any, mask: Any) -> Any:
     """Index of the lowest set bit of a non-zero uint32."""
 
     def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.zext(builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1)), _I64)
+        return builder.zext(builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1)), I64)
 
     return types.intp(types.uint32), codegen
 
@@ -163,9 +165,9 @@ def prefetch(_: Any, codes: Any, at: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
         pointer = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [pointer, _I32(0), _I32(3), _I32(1)])  # a read, for all cache levels, of data
+        builder.call(function, [pointer, I32(0), I32(3), I32(1)])  # a read, for all cache levels, of data
         return context.get_dummy_value()
 
     return signature, codegen
