@@ -29,6 +29,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield (number from 1, line without its end), blank lines left out; DataError for what is not UTF-8."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             try:

@@ -15,6 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+
+class QualityError(ValueError):
+    """Semantic IDs that cannot be measured: the message gives the shapes or an example."""
+
+
 HEAD_SHARE = 0.2  # of the documents, those with the most interactions
 
 
@@ -108,7 +113,7 @@ def measure_sids(
         interactions_N: each document's interactions, for head and tail.
 
     Raises:
-        ValueError: shapes that do not fit, no documents, or codes outside their level.
+        QualityError: shapes that do not fit, no documents, or codes outside their level.
     """
     _check(codes_NL, level_sizes, cosine_N, interactions_N)
     prefixes_LN = _prefixes(codes_NL, level_sizes)
@@ -218,16 +223,16 @@ def _check(
     interactions_N: NDArray[np.integer[Any]] | None,
 ) -> None:
     if codes_NL.ndim != 2 or 0 in codes_NL.shape or not np.issubdtype(codes_NL.dtype, np.integer):
-        raise ValueError(f"semantic IDs must be whole numbers (N, L), got {codes_NL.dtype} of shape {codes_NL.shape}")
+        raise QualityError(f"semantic IDs must be whole numbers (N, L), got {codes_NL.dtype} of shape {codes_NL.shape}")
     if codes_NL.shape[1] != len(level_sizes):
-        raise ValueError(f"semantic IDs have {codes_NL.shape[1]} levels, level sizes are {list(level_sizes)}")
+        raise QualityError(f"semantic IDs have {codes_NL.shape[1]} levels, level sizes are {list(level_sizes)}")
     outside = (codes_NL < -1) | (codes_NL >= np.asarray(level_sizes))
     if outside.any():
         row, level = (int(i) for i in np.argwhere(outside)[0])
-        raise ValueError(
+        raise QualityError(
             f"{int(outside.sum())} codes are outside their level, e.g. {int(codes_NL[row, level])} in row {row}, "
             f"level {level} of {level_sizes[level]}: are these tokens?"
         )
     for name, array in (("cosines", cosine_N), ("interactions", interactions_N)):
         if array is not None and array.shape != (len(codes_NL),):
-            raise ValueError(f"{name} of shape {array.shape} for {len(codes_NL)} documents")
+            raise QualityError(f"{name} of shape {array.shape} for {len(codes_NL)} documents")

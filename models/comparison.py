@@ -1,0 +1,90 @@
+"""One table of systems side by side: on the terminal, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from rich.table import Table
+
+from models.measures import MEASURES
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system on one split.
+
+    Attributes:
+        system: "BM25", "dense, bundle", "dense, untuned" or "walk".
+        measures: every name of `MEASURES`, 0 to 1.
+        scoring, ranking: of a walk.
+        beam: beam width of a walk.
+        milliseconds: of a query, wall clock over the batch; None where the walk was shared with the row above.
+        valid_trie: share of returned SIDs that exist in the index.
+        valid_free: the same for the first `beam` SIDs that the decoder writes without the trie.
+    """
+
+    system: str
+    measures: dict[str, float]
+    scoring: str = ""
+    ranking: str = ""
+    beam: int | None = None
+    milliseconds: float | None = None
+    valid_trie: float | None = None
+    valid_free: float | None = None
+
+    @property
+    def name(self) -> str:
+        """A name for files: what the row is, without spaces."""
+        parts = [self.system.replace(", ", "-"), self.scoring, self.ranking, f"beam{self.beam}" if self.beam else ""]
+        return "-".join(part for part in parts if part).lower()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows of one run of `rhumb evaluate`, with what they were measured on."""
+
+    bundle: str
+    digest: str
+    data: str
+    split: str
+    documents: int
+    queries: int
+    free_queries: int
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """What was measured, in a line."""
+        return f"{self.data} {self.split}: {self.queries:,} queries, {self.documents:,} documents"
+
+    def as_table(self) -> Table:
+        """Give a table for the terminal."""
+        table = Table(title=self.title)
+        for number, name in enumerate(COLUMNS):
+            table.add_column(name, justify="left" if number < 3 else "right", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*cells(row))
+        return table
+
+    def as_markdown(self) -> str:
+        """Give a Markdown table under its title."""
+        lines = [COLUMNS, ["---"] * 3 + ["---:"] * (len(COLUMNS) - 3), *(cells(row) for row in self.rows)]
+        return f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+    def write_json(self, path: Path) -> None:
+        """Write everything as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+
+COLUMNS = ["system", "scoring", "ranking", "beam", *MEASURES, "ms", "valid", "valid free"]
+
+
+def cells(row: Row) -> list[str]:
+    """Give the cells of a row in the order of `COLUMNS`; what does not apply is empty."""
+    measures = [f"{row.measures[name]:.3f}" for name in MEASURES]
+    beam = "" if row.beam is None else str(row.beam)
+    milliseconds = "" if row.milliseconds is None else f"{row.milliseconds:.1f}"
+    shares = ["" if share is None else f"{share:.3f}" for share in (row.valid_trie, row.valid_free)]
+    return [row.system, row.scoring, row.ranking, beam, *measures, milliseconds, *shares]

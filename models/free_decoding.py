@@ -1,0 +1,78 @@
+"""Decoding without the trie: which share of what a decoder writes by itself are valid semantic IDs.
+
+Shapes: Q queries, B beams, T tokens (row T of the table is the start vector), E token dimensions, L levels.
+
+The Hourglass paper (section 4.4) reports the share for the first k beams, SA2CRQ (section 3.1) its complement, Hallu.
+The beam search is a plain one over the whole vocabulary at every step: any token may follow any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+Step = Callable[[FloatArray, int, NDArray[np.int64] | None], FloatArray]
+
+
+@dataclass(frozen=True, eq=False)
+class FreeBeams:
+    """What free decoding wrote: tokens (Q, B, L) int64, best first, with log-probabilities (Q, B) float32."""
+
+    tokens: NDArray[np.int64]
+    log_probabilities: FloatArray
+
+
+def decode_freely(
+    step: Step, queries: int, tokens_TE: FloatArray, scale_T: FloatArray, beam_width: int, levels: int
+) -> FreeBeams:
+    """Beam search over the whole vocabulary for a fixed number of steps.
+
+    Args:
+        step: one decoder step: embeddings (Q, B, E), step number, parents (Q, B) → hidden (Q, B, E).
+        queries: Q.
+        tokens_TE: token table (T + 1, E), the start vector last.
+        scale_T: (T,) the logit of token t is scale[t] · hidden · token.
+        beam_width: B; fewer where the vocabulary has fewer continuations.
+        levels: steps to run.
+    """
+    vocabulary = len(tokens_TE) - 1
+    tokens_QBL = np.zeros((queries, 1, 0), dtype=np.int64)
+    score_QB = np.zeros((queries, 1), dtype=np.float32)
+    embeddings_QBE = np.broadcast_to(tokens_TE[-1], (queries, 1, tokens_TE.shape[1])).astype(np.float32)
+    parents_QB: NDArray[np.int64] | None = None
+    for number in range(levels):
+        hidden_QBE = step(np.ascontiguousarray(embeddings_QBE), number, parents_QB)
+        total_QBT = score_QB[..., None] + log_softmax(hidden_QBE @ tokens_TE[:-1].T * scale_T)
+        flat_QX = total_QBT.reshape(queries, -1)
+        best_QB = np.argsort(-flat_QX, axis=1, kind="stable")[:, :beam_width]
+        score_QB = np.take_along_axis(flat_QX, best_QB, axis=1)
+        parents_QB, chosen_QB = best_QB // vocabulary, best_QB % vocabulary
+        before_QBL = np.take_along_axis(tokens_QBL, parents_QB[..., None], axis=1)
+        tokens_QBL = np.concatenate([before_QBL, chosen_QB[..., None]], axis=2)
+        embeddings_QBE = tokens_TE[chosen_QB]
+    return FreeBeams(tokens_QBL, score_QB)
+
+
+def log_softmax(logits: FloatArray) -> FloatArray:
+    """Normalise the last axis, stably."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    result: FloatArray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+def valid_share(tokens_QBL: NDArray[np.int64], valid: set[tuple[int, ...]], widths: Sequence[int]) -> dict[int, float]:
+    """Give, for each width, the share of the first so many beams that are semantic IDs of the index.
+
+    There is no end token: a sequence counts as valid when it, or a beginning of it, is a whole semantic ID.
+    """
+    lengths = sorted({len(sid) for sid in valid})
+    hit_QB = np.array([[_is_valid(row, valid, lengths) for row in rows] for rows in tokens_QBL.tolist()])
+    return {width: float(hit_QB[:, :width].mean()) for width in widths}
+
+
+def _is_valid(row: list[int], valid: set[tuple[int, ...]], lengths: Sequence[int]) -> bool:
+    return any(tuple(row[:length]) in valid for length in lengths)
