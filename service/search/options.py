@@ -1,0 +1,115 @@
+"""What a search is asked for and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from service.search.filters import DocumentFilter
+from service.search.ranking import RANKINGS, Ranking
+from service.search.walk import MAX_BEAM_WIDTH
+
+MAX_TOP_K = 1000
+DEFAULT_BEAM_WIDTH = 20
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How to search; the same for every query of a batch.
+
+    Attributes:
+        top_k: documents wanted, 1 to 1,000.
+        beam_width: beams of the walk, 1 to 1,000; None for 20, or `top_k` where that is more: a beam may lead to one
+            document only.
+        scoring: `generative`, `geometric` or `guided`; None for the bundle's default.
+        ranking: `lexicographic`, `cosine` or `fused`.
+        explain: whether the answer carries the beams.
+        eligible: the documents that may be found; None for all.
+
+    Raises:
+        ValueError: a value is outside of its range.
+    """
+
+    top_k: int = 10
+    beam_width: int | None = None
+    scoring: str | None = None
+    ranking: Ranking = "lexicographic"
+    explain: bool = False
+    eligible: DocumentFilter | None = None
+
+    def __post_init__(self) -> None:
+        _check_range("top_k", self.top_k, MAX_TOP_K)
+        if self.beam_width is not None:
+            _check_range("beam_width", self.beam_width, MAX_BEAM_WIDTH)
+        if self.ranking not in RANKINGS:
+            raise ValueError(f"ranking {self.ranking!r} does not exist: choose one of {', '.join(RANKINGS)}")
+
+    @property
+    def beams(self) -> int:
+        """The beam width to walk with."""
+        return self.beam_width if self.beam_width is not None else max(DEFAULT_BEAM_WIDTH, self.top_k)
+
+
+def _check_range(name: str, value: object, largest: int) -> None:
+    """Refuse what is no whole number between 1 and `largest`; True is no number here."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name} is a {type(value).__name__}, expected a whole number between 1 and {largest}")
+    if not 1 <= value <= largest:
+        raise ValueError(f"{name} {value} is not between 1 and {largest}")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A document that was found.
+
+    Attributes:
+        position: its position in the bundle.
+        id: its id.
+        score: what it was ranked by.
+        cosine: query · document.
+        log_probability: the score of the beam that led to it: log P(SID | query), or under `geometric` the cosine to
+            the node.
+        sid: its semantic ID, one code per level.
+    """
+
+    position: int
+    id: str
+    score: float
+    cosine: float
+    log_probability: float
+    sid: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Beam:
+    """A beam at the end of the walk, for explanations.
+
+    Attributes:
+        sid: the semantic ID, one code per level.
+        score: log P(SID | query), or under `geometric` the cosine to the node.
+        level_scores: what each walked level added (`geometric`: the cosine at that level); shorter than the SID where
+            the rest was certain.
+        documents: how many documents hold this SID.
+    """
+
+    sid: tuple[int, ...]
+    score: float
+    level_scores: list[float]
+    documents: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one query.
+
+    Attributes:
+        hits: the documents, best first.
+        timings_seconds: `encode`, `decode` (inside the decoder), `walk` (the rest of the walk), `rank`, `documents`;
+            of the whole batch that the query was in.
+        beams: the walk's beams, best first, when explained.
+        decoder_steps: decoder steps that this query needed; 0 under `geometric`.
+    """
+
+    hits: list[Hit]
+    timings_seconds: dict[str, float] = field(default_factory=dict)
+    beams: list[Beam] | None = None
+    decoder_steps: int = 0

@@ -1,0 +1,204 @@
+"""A query's way: encode, walk, rank, fetch. `Pipeline.search` reads from top to bottom.
+
+Legend: Q queries, B beams, K results, E token dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.index.bundle import Bundle
+from service.model.decoder import Decoder
+from service.model.encoder import Encoded, Encoder
+from service.search.options import Answer, Beam, Hit, SearchOptions
+from service.search.ranking import Ranked, rank
+from service.search.tables import Scoring, WalkTables
+from service.search.walk import Beams, Step, walk
+
+__all__ = ["Answer", "Beam", "Hit", "Pipeline", "SearchOptions"]
+
+
+class Pipeline:
+    """Searches one bundle; threads may share it.
+
+    Args:
+        bundle: an open bundle; the pipeline closes it.
+        threads: threads of each onnxruntime session; None for every CPU that this process may use.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self.bundle, model = bundle, bundle.model
+        manifest = model.manifest
+        self.encoder = Encoder(
+            model.encoder_file, model.tokenizer_file, manifest.text, threads, dimensions=manifest.dimensions
+        )
+        self.decoder = Decoder(model.decoder_file, threads) if model.decoder_file else None
+        self.tables = tables_of(bundle)
+
+    def search(
+        self,
+        queries: Sequence[str],
+        options: SearchOptions | None = None,
+        histories: Sequence[Sequence[str]] | None = None,
+    ) -> list[Answer]:
+        """Answer a batch of queries, in order.
+
+        Args:
+            queries: Q texts.
+            options: how to search.
+            histories: titles of each query's last items, oldest first; models without history ignore them.
+
+        Returns:
+            An answer per query; none for no queries.
+
+        Raises:
+            ValueError: the bundle does not offer the scoring (the message says what it offers), or a text cannot be
+                encoded.
+        """
+        if not queries:
+            return []
+        options = options or SearchOptions()
+        scoring = self.check_scoring(options.scoring)
+        clock = StageClock()
+
+        encoded = self.encoder.encode_queries(queries, histories)
+        clock.lap("encode")
+
+        beams = self._walk(encoded, scoring, options, clock)
+        clock.lap("walk")
+
+        manifest, vectors_QD = self.bundle.model.manifest, encoded.vectors_QD
+        ranked = rank(
+            beams, options.ranking, options.top_k, vectors_QD, self.bundle.vectors,
+            manifest.fusion_weight, options.eligible,
+        )  # fmt: skip
+        clock.lap("rank")
+
+        hits = self._fetch(beams, ranked)
+        clock.lap("documents")
+
+        steps_Q = beams.steps_Q if beams.steps else np.zeros_like(beams.steps_Q)
+        return [
+            Answer(
+                hits=hits[query],
+                timings_seconds=clock.seconds,
+                beams=self._explain(beams, query),
+                decoder_steps=int(steps_Q[query]),
+            )
+            for query in range(len(queries))
+        ]
+
+    def check_scoring(self, scoring: str | None) -> Scoring:
+        """Return the scoring to use, the bundle's default for None; raises ValueError for what it does not offer."""
+        manifest = self.bundle.model.manifest
+        chosen = manifest.default_scoring if scoring is None else scoring
+        if chosen not in manifest.scorings:
+            raise ValueError(f"this bundle does not offer scoring {chosen!r}: it offers {', '.join(manifest.scorings)}")
+        return chosen
+
+    def close(self) -> None:
+        """Close the bundle; no search may be running."""
+        self.bundle.close()
+
+    def _walk(self, encoded: Encoded, scoring: Scoring, options: SearchOptions, clock: StageClock) -> Beams:
+        step: Step | None = None
+        if scoring != "geometric" and self.decoder is not None:
+            step = clock.timed(self.decoder.start(encoded))
+        return walk(
+            self.tables,
+            scoring,
+            self.bundle.model.manifest.normalisation,
+            options.beams,
+            encoded.vectors_QD,
+            step,
+            options.eligible,
+            options.explain,
+        )
+
+    def _fetch(self, beams: Beams, ranked: Ranked) -> list[list[Hit]]:
+        """Turn the ranked positions of all queries into hits, with one look at the documents."""
+        rows = [(query, place) for query, size in enumerate(ranked.size_Q) for place in range(size)]
+        documents = self.bundle.documents.many([int(ranked.position_QK[row]) for row in rows])
+        hits: list[list[Hit]] = [[] for _ in ranked.size_Q]
+        for row, document in zip(rows, documents, strict=True):
+            query, position = row[0], int(ranked.position_QK[row])
+            hits[query].append(
+                Hit(
+                    position=position,
+                    id=document.id,
+                    score=float(ranked.score_QK[row]),
+                    cosine=float(ranked.cosine_QK[row]),
+                    log_probability=float(beams.score_QB[query, ranked.beam_QK[row]]),
+                    sid=self._codes(position),
+                )
+            )
+        return hits
+
+    def _explain(self, beams: Beams, query: int) -> list[Beam] | None:
+        """Return a query's beams with what each level added; None where the walk kept no levels."""
+        if beams.levels_QBL is None:
+            return None
+        explained = []
+        for beam in range(int(beams.size_Q[query])):
+            lo, hi = int(beams.lo_QB[query, beam]), int(beams.hi_QB[query, beam])
+            levels = beams.levels_QBL[query, beam]
+            walked = [float(value) for value in levels[~np.isnan(levels)]]
+            explained.append(Beam(self._codes(lo), float(beams.score_QB[query, beam]), walked, hi - lo))
+        return explained
+
+    def _codes(self, position: int) -> tuple[int, ...]:
+        """Return a document's semantic ID as codes per level."""
+        tokens = self.bundle.trie.sid(position)
+        return tuple(token - first for token, first in zip(tokens, self.tables.level_offsets, strict=False))
+
+
+class StageClock:
+    """Seconds per stage; the decoder's are taken out of the stage that they are part of."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {"encode": 0.0, "decode": 0.0}
+        self._last = perf_counter()
+        self._decode_before = 0.0
+
+    def lap(self, stage: str) -> None:
+        """Book the time since the last lap, less what the decoder took."""
+        now, decode = perf_counter(), self.seconds["decode"]
+        self.seconds[stage] = now - self._last - (decode - self._decode_before)
+        self._last, self._decode_before = now, decode
+
+    def timed(self, step: Step) -> Step:
+        """Return a step whose time is booked as `decode`."""
+
+        def run(
+            embeddings_QBE: NDArray[np.float32], depth: int, parents_QB: NDArray[np.int64] | None, /
+        ) -> NDArray[np.float32]:
+            started = perf_counter()
+            hidden_QBE = step(embeddings_QBE, depth, parents_QB)
+            self.seconds["decode"] += perf_counter() - started
+            return hidden_QBE
+
+        return run
+
+
+def tables_of(bundle: Bundle) -> WalkTables:
+    """Return what the walk reads of a bundle, with the manifest's scales spread over the tokens of their levels."""
+    manifest = bundle.model.manifest
+
+    def spread(values: Sequence[float]) -> NDArray[np.float32]:
+        return np.repeat(np.asarray(values, np.float32), manifest.level_sizes if values else 1)
+
+    return WalkTables(
+        trie=bundle.trie,
+        vectors=bundle.vectors,
+        centroids=bundle.centroids,
+        trie_centroid=bundle.trie_centroid,
+        level_offsets=manifest.level_offsets,
+        tokens_TE=bundle.model.tokens_TE,
+        token_scale_T=spread(manifest.token_scale),
+        guided_scale_T=spread(manifest.guided_scale),
+        guided_weight_T=spread(manifest.guided_weight),
+    )
