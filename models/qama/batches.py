@@ -1,0 +1,166 @@
+"""What one training step sees: queries, documents, and which document belongs to which query.
+
+Shapes: Q queries, N documents of the batch, D dimensions, P train pairs.
+
+Three ideas of ours stand behind it. **Neighbourhoods**: the documents of a batch come from the neighbourhoods of a few
+queries or documents, because ranking is decided between near documents and a random batch holds almost none.
+**Mixed queries**: where there are no train queries, unit vectors between a document and a neighbour of it take their
+place. **No state**: a batch is a function of (seed, step), so that a resumed run sees what an uninterrupted one sees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.qama.recipe import BatchTable
+from models.qama.start import FloatArray
+from service.ops.progress import progress_bar
+
+IntArray = npt.NDArray[np.int64]
+ROWS = 2048  # of the similarity matrix held at once while neighbours are looked for
+
+
+@dataclass(frozen=True)
+class TrainVectors:
+    """Unit vectors to learn from; test queries never belong here.
+
+    Attributes:
+        documents: (N, D) float32.
+        queries: (Q, D) float32 train queries, or None.
+        pairs: (P, 2) int64, rows of `queries` and `documents` that belong together, or None.
+    """
+
+    documents: FloatArray
+    queries: FloatArray | None = None
+    pairs: IntArray | None = None
+
+    def __post_init__(self) -> None:
+        for name, vectors in (("documents", self.documents), ("train queries", self.queries)):
+            if vectors is not None:
+                _check_vectors(name, vectors, self.documents.shape[1:])
+        if self.pairs is None:
+            return
+        if self.queries is None or self.pairs.ndim != 2 or self.pairs.shape[1] != 2 or not len(self.pairs):
+            raise ValueError(f"pairs must be (P, 2) rows of queries and documents, got {self.pairs.shape}")
+        if (self.pairs < 0).any() or (self.pairs >= (len(self.queries), len(self.documents))).any():
+            raise ValueError(f"pairs name rows outside {len(self.queries)} queries and {len(self.documents)} documents")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's vectors.
+
+    Attributes:
+        queries_QD: unit float32.
+        documents_ND: unit float32, no document twice.
+        positives_Q: column of each query's own document.
+    """
+
+    queries_QD: FloatArray
+    documents_ND: FloatArray
+    positives_Q: IntArray
+
+
+class BatchSource:
+    """Draws batches.
+
+    Args:
+        vectors: what to draw from.
+        table: the recipe's `[batch]`.
+        seed: with the step, all that a batch depends on.
+        quiet: no progress bar.
+    """
+
+    def __init__(self, vectors: TrainVectors, table: BatchTable, seed: int, quiet: bool = False) -> None:
+        self.vectors, self.table, self.seed = vectors, table, seed
+        anchors = [vectors.documents] if vectors.queries is None else [vectors.documents, vectors.queries]
+        self._near = (
+            nearest_documents(np.concatenate(anchors), vectors.documents, table.neighbours, quiet)
+            if table.groups
+            else None
+        )
+
+    def batch(self, step: int) -> Batch:
+        """Draw the batch of a step."""
+        rng = np.random.default_rng((self.seed, step))
+        pairs = self._pairs(rng)
+        groups_GM = self._groups(rng, pairs)
+        mixed, owners = self._mix(rng, groups_GM, self.table.queries - len(pairs))
+        chosen, places = np.unique(np.concatenate([pairs[:, 1], owners, groups_GM.ravel()]), return_inverse=True)
+        real = mixed[:0] if self.vectors.queries is None else self.vectors.queries[pairs[:, 0]]
+        queries = np.concatenate([real, mixed])
+        return Batch(queries, self.vectors.documents[chosen], places[: len(queries)].astype(np.int64))
+
+    def _pairs(self, rng: np.random.Generator) -> IntArray:
+        """Train pairs of the batch; none where there are no train queries."""
+        known = self.vectors.pairs
+        if known is None:
+            return np.zeros((0, 2), np.int64)
+        return known[rng.integers(0, len(known), round(self.table.queries * self.table.real_share))]
+
+    def _groups(self, rng: np.random.Generator, pairs: IntArray) -> IntArray:
+        """Documents in rows of neighbours (G, M); one row of any documents where groups are off."""
+        documents = len(self.vectors.documents)
+        if self._near is None:
+            return rng.integers(0, documents, (1, self.table.documents))
+        anchors = rng.integers(0, documents, self.table.groups)
+        from_queries = min(len(pairs), self.table.groups // 2)
+        anchors[:from_queries] = documents + pairs[:from_queries, 0]
+        each = min(max(2, self.table.documents // self.table.groups), self._near.shape[1])
+        picks = rng.random((self.table.groups, self._near.shape[1])).argsort(axis=1)[:, :each]
+        return np.take_along_axis(self._near[anchors], picks, axis=1)
+
+    def _mix(self, rng: np.random.Generator, groups_GM: IntArray, count: int) -> tuple[FloatArray, IntArray]:
+        """Queries between two documents of a group, and the one that each is nearer to."""
+        rows = rng.integers(0, len(groups_GM), count)
+        first, second = groups_GM[rows[:, None], rng.integers(0, groups_GM.shape[1], (count, 2))].T
+        share = rng.uniform(0, self.table.mixup, (count, 1))
+        dims = self.vectors.documents.shape[1]
+        mixed = (1 - share) * self.vectors.documents[first] + share * self.vectors.documents[second]
+        mixed += self.table.noise / np.sqrt(dims) * rng.standard_normal((count, dims))
+        return _unit(mixed), first
+
+
+def nearest_documents(anchors_AD: FloatArray, documents_ND: FloatArray, count: int, quiet: bool) -> IntArray:
+    """Rows of the `count` documents nearest to each anchor by cosine, in no order, (A, count)."""
+    count = min(count, len(documents_ND))
+    near = np.empty((len(anchors_AD), count), np.int64)
+    with progress_bar("neighbours", len(anchors_AD), quiet) as advance:
+        for first in range(0, len(anchors_AD), ROWS):
+            scores = anchors_AD[first : first + ROWS] @ documents_ND.T
+            near[first : first + ROWS] = np.argpartition(-scores, count - 1, axis=1)[:, :count]
+            advance(len(scores))
+    return near
+
+
+def unit_vectors(vectors_ND: npt.NDArray[Any]) -> FloatArray:
+    """Float32 rows of unit length.
+
+    Raises:
+        ValueError: not a two-dimensional array of floats, or rows that are zero, NaN or infinite.
+    """
+    if vectors_ND.ndim != 2 or vectors_ND.dtype.kind != "f" or not len(vectors_ND):
+        raise ValueError(f"vectors must be floats of shape (N, D), got {vectors_ND.shape} {vectors_ND.dtype}")
+    vectors = vectors_ND.astype(np.float32)
+    norms = np.linalg.norm(vectors, axis=1)
+    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    if len(bad):
+        raise ValueError(f"{len(bad)} vectors are zero, NaN or infinite, the first is row {bad[0]}: leave them out")
+    return _unit(vectors)
+
+
+def _unit(vectors: npt.NDArray[Any]) -> FloatArray:
+    unit: FloatArray = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return unit
+
+
+def _check_vectors(name: str, vectors: FloatArray, width: tuple[int, ...]) -> None:
+    if vectors.ndim != 2 or vectors.shape[1:] != width or not len(vectors) or vectors.dtype != np.float32:
+        raise ValueError(f"{name} must be float32 of shape (N, {width}), got {vectors.shape} {vectors.dtype}")
+    norms = np.linalg.norm(vectors, axis=1)
+    if not (np.abs(norms - 1) < 1e-3).all():
+        raise ValueError(f"{name} must be unit vectors, their lengths are {norms.min():.3g}..{norms.max():.3g}")

@@ -1,0 +1,69 @@
+"""Checkpoints of an adapter's training: safetensors, replaced by one rename; no pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from models.qama.batches import TrainVectors
+from models.qama.objective import Objective
+from models.qama.recipe import AdapterRecipe
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that does not continue this run."""
+
+
+def fingerprint(recipe: AdapterRecipe, vectors: TrainVectors) -> str:
+    """Hex SHA-256 over the recipe and every vector: what a run's outcome depends on."""
+    digest = hashlib.sha256(recipe.model_dump_json().encode())
+    for array in (vectors.documents, vectors.queries, vectors.pairs):
+        digest.update(b"none" if array is None else repr(array.shape).encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def save_checkpoint(
+    path: Path, step: int, print_: str, objective: Objective, optimizer: torch.optim.Optimizer | None
+) -> None:
+    """Write model, thresholds and AdamW's moments after `step` steps; a crash leaves the old file whole."""
+    tensors = {f"model.{name}": value for name, value in objective.state_dict().items()}
+    state = {} if optimizer is None else optimizer.state_dict()["state"]
+    for index, moments in state.items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+    partial = path.with_suffix(".partial")
+    copies = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
+    save_file(copies, partial, {"step": str(step), "fingerprint": print_})
+    os.replace(partial, path)
+
+
+def load_checkpoint(path: Path, print_: str, objective: Objective, optimizer: torch.optim.Optimizer | None) -> int:
+    """Restore everything and give the number of steps done; 0 where there is no checkpoint.
+
+    Raises:
+        CheckpointError: of another recipe, seed or set of vectors.
+    """
+    if not path.is_file():
+        return 0
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        if metadata["fingerprint"] != print_:
+            raise CheckpointError(
+                f"{path} is of another recipe, seed or set of vectors: remove it, choose another folder, "
+                "or run without resuming"
+            )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    model = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    objective.load_state_dict(model)
+    if optimizer is not None:
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                moments.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(metadata["step"])
