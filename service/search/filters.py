@@ -8,6 +8,7 @@ two ranks: no mask per node is ever built, and a filter costs the walk two look-
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 WORD = 64
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DocumentFilter:
     """The eligible documents.
 
@@ -65,6 +66,11 @@ class DocumentFilter:
         if not 0 <= lo <= hi <= self.documents:
             raise ValueError(f"[{lo}, {hi}) is no range of {self.documents} documents")
         return int(count_eligible(self.words_W, self.ranks_W, lo, hi))
+
+    def __repr__(self) -> str:
+        """Name the filter by its content: an answer cache keys on it."""
+        digest = hashlib.sha256(self.words_W.tobytes()).hexdigest()
+        return f"DocumentFilter(documents={self.documents}, sha256={digest})"
 
     def __contains__(self, position: int) -> bool:
         return self.count(position, position + 1) == 1
