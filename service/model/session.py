@@ -67,7 +67,7 @@ class Session:
             outputs: names of the outputs to return, in this order.
             feeds: every input by name.
             shrink: whether the memory of this run goes back to the system; for large batches, which would
-                otherwise keep it for good.
+                otherwise keep it for good. (onnxruntime keeps what the very first run took: let it be a small one.)
         """
         results: list[NDArray[Any]] = self._session.run(list(outputs), dict(feeds), self._shrink if shrink else None)
         return results
