@@ -1,0 +1,177 @@
+"""`rhumb inspect` and `rhumb index`: figures against plain counting, and errors in one paragraph."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from typer.testing import CliRunner
+
+from service.index.artefact import ArtefactError
+from service.index.bundle import open_bundle
+from service.index.commands import register
+from service.index.inspect import collision_rows, collision_sizes, inspect_artefact, level_use, render
+from service.index.trie import build_trie
+from tests.tiny import make_documents
+
+SIZES = (3, 4, 2)
+OFFSETS = (0, 3, 7, 9)
+
+
+@st.composite
+def sids(draw: st.DrawFn) -> list[tuple[int, ...]]:
+    """SIDs of varying length over the levels of `SIZES`."""
+    row = st.tuples(*(st.integers(first, last - 1) for first, last in pairwise(OFFSETS)))
+    rows = draw(st.lists(st.tuples(row, st.integers(1, 3)), min_size=1, max_size=30))
+    return [tuple(tokens[:length]) for tokens, length in rows]
+
+
+def as_array(rows: list[tuple[int, ...]]) -> np.ndarray:
+    table = np.full((len(rows), 3), -1, np.int32)
+    for number, row in enumerate(rows):
+        table[number, : len(row)] = row
+    return table
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows=sids())
+def test_code_use_and_collisions_are_what_counting_says(rows: list[tuple[int, ...]]) -> None:
+    trie, _ = build_trie(as_array(rows))
+    assert Counter(collision_sizes(trie.sids_NL).tolist()) == Counter(Counter(rows).values())
+    for use, first, last in zip(level_use(trie.sids_NL, OFFSETS), OFFSETS[:-1], OFFSETS[1:], strict=True):
+        counts = Counter(token for row in rows for token in row if first <= token < last)
+        total = sum(counts.values())
+        assert (use.size, use.used, use.documents) == (last - first, len(counts), total)
+        if total:
+            shares = [count / total for count in counts.values()]
+            assert use.entropy_bits == pytest.approx(-sum(s * math.log2(s) for s in shares), abs=1e-9)
+            assert use.largest_share == pytest.approx(max(shares))
+            every = [counts[token] for token in range(first, last)]
+            differences = sum(abs(a - b) for a in every for b in every)  # the definition of the Gini coefficient
+            assert use.gini == pytest.approx(differences / (2 * len(every) * total), abs=1e-9)
+
+
+@given(collisions=st.dictionaries(st.integers(1, 70), st.integers(1, 9), min_size=1))
+def test_the_ranges_of_the_collision_table_hold_everything_once(collisions: dict[int, int]) -> None:
+    rows = collision_rows(collisions)
+    assert sum(count for _, count, _ in rows) == sum(collisions.values())
+    assert sum(documents for _, _, documents in rows) == sum(size * count for size, count in collisions.items())
+
+
+def test_an_inspection_counts_what_the_bundle_holds(tiny_bundle: Path) -> None:
+    inspection = inspect_artefact(tiny_bundle)
+    index = inspection.index
+    assert index is not None
+    with closing(open_bundle(tiny_bundle)) as bundle:
+        counted = Counter(bundle.trie.sid(position) for position in range(60))
+    assert (index.documents, index.distinct_sids) == (60, len(counted))
+    assert index.p_unique == len(counted) / 60
+    assert index.collisions == Counter(counted.values())
+    assert index.largest_collision == max(counted.values())
+    for name, size in index.bytes_per_document.items():
+        assert size == (tiny_bundle / name).stat().st_size / 60
+    files = [path for path in tiny_bundle.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    assert inspection.verified_bytes == sum(path.stat().st_size for path in files)
+
+
+@pytest.mark.parametrize("kind", ["tiny_bundle", "tiny_model"])
+def test_the_tables_name_every_file_and_the_provenance(kind: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(kind)
+    console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115 - lives as long as the test
+    with console.file:
+        console.print(render(inspect_artefact(folder)))
+        text = console.export_text()
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name != "manifest.json":
+            assert path.relative_to(folder).as_posix() in text
+    assert "verified" in text
+    assert "random numbers" in text
+
+
+def test_a_damaged_artefact_is_not_described(bundle_copy: Path) -> None:
+    os.truncate(bundle_copy / "vectors.npy", 100)
+    with pytest.raises(ArtefactError, match=r"vectors\.npy' has 100 bytes"):
+        inspect_artefact(bundle_copy)
+
+
+@pytest.fixture(scope="module")
+def app() -> typer.Typer:
+    app = typer.Typer()
+    register(app)
+    return app
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    lines = [json.dumps({"_id": d.id, "title": d.title, "text": d.text}) for d in make_documents(30)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path / "corpus.jsonl"
+
+
+def test_index_then_inspect(app: typer.Typer, tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
+    arguments = ["index", "--model", str(tiny_model), "--corpus", str(corpus), "--out", str(tmp_path / "b")]
+    made = CliRunner().invoke(app, [*arguments, "--threads", "1"])
+    assert made.exit_code == 0, made.output
+    assert "30 documents on" in made.stdout
+    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "b"), "--json"])
+    report = json.loads(shown.stdout)
+    assert report["index"]["documents"] == 30
+    assert report["manifest"]["corpus"] == "corpus.jsonl"
+    assert CliRunner().invoke(app, ["inspect", str(tmp_path / "b")]).exit_code == 0
+    again = CliRunner().invoke(app, arguments)
+    assert (again.exit_code, again.stdout) == (1, "")
+    assert "exists: choose another folder, or ask for it to be replaced (--replace)" in again.stderr
+    assert CliRunner().invoke(app, [*arguments, "--replace"]).exit_code == 0
+
+
+def test_index_takes_vectors_from_a_file(app: typer.Typer, tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((30, 16))
+    np.save(tmp_path / "v.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    arguments = ["index", "--model", str(tiny_model), "--corpus", str(corpus), "--out", str(tmp_path / "b")]
+    made = CliRunner().invoke(app, [*arguments, "--vectors", str(tmp_path / "v.npy")])
+    assert made.exit_code == 0, made.output
+    assert "encoding" not in made.stderr
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / "corpus.jsonl").write_text("{}\n"), "corpus.jsonl:1: field '_id' is missing"),
+        (lambda folder: (folder / "corpus.jsonl").unlink(), "corpus.jsonl: does not exist"),
+        (lambda folder: (folder / "v.npy").write_bytes(b"nothing"), "v.npy' is not a .npy file"),
+        (lambda folder: np.save(folder / "v.npy", np.zeros((30, 16), int)), "does not hold an array of floats"),
+        (lambda folder: np.save(folder / "v.npy", np.ones((30, 3), np.float32)), "shape (30, 3)"),
+        (lambda folder: None, "No such file or directory: "),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_paragraph_and_exit_code_1(
+    app: typer.Typer, tiny_model: Path, corpus: Path, tmp_path: Path, spoil: object, words: str
+) -> None:
+    spoil(tmp_path)  # type: ignore[operator]
+    arguments = ["index", "--model", str(tiny_model), "--corpus", str(corpus), "--out", str(tmp_path / "b")]
+    done = CliRunner().invoke(
+        app, [*arguments, "--vectors", str(tmp_path / "v.npy")] if "corpus" not in words else arguments
+    )
+    assert done.exit_code == 1
+    message = done.stderr[done.stderr.index("error: ") :]
+    assert words in message
+    assert message.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "b").exists()
+
+
+def test_inspecting_nothing_is_exit_code_1(app: typer.Typer, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["inspect", str(tmp_path)])
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"error: '{tmp_path}' has no manifest.json")
