@@ -20,7 +20,8 @@ class Row:
         measures: every name of `MEASURES`, 0 to 1.
         scoring, ranking: of a walk.
         beam: beam width of a walk.
-        milliseconds: of a query, wall clock over the batch; None where the walk was shared with the row above.
+        milliseconds: of a query within a batch: encode, decode, walk and rank (baselines: their search, BM25 with its
+            indexing). A ranking that reorders the walk of the row above has none, nor the shares below.
         valid_trie: share of returned SIDs that exist in the index.
         valid_free: the same for the first `beam` SIDs that the decoder writes without the trie.
     """

@@ -1,0 +1,140 @@
+"""Commands of the offline half: `rhumb train`, `rhumb evaluate`, `rhumb report`.
+
+Light at import: torch and everything that needs it is imported inside the command, so that `rhumb --help` stays quick
+and a service without the extra [train] still starts.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command()(train)
+    app.command()(evaluate)
+    app.command()(report)
+
+
+def train(
+    data: Annotated[
+        list[Path], typer.Argument(help="Folders in the BEIR layout: corpus.jsonl, queries.jsonl, qrels/.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoint, log, and the models at the end.")],
+    recipe: Annotated[str, typer.Option(help="Name of a recipe that is shipped, or a TOML file.")] = "hhq",
+    encoder: Annotated[str, typer.Option(help="Hugging Face encoder, by name or local folder.")] = "",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    history: Annotated[int, typer.Option(min=0, help="Use so many earlier items of a query.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on with a run that was cut off.")] = True,
+) -> None:
+    """Train a model on folders of documents and queries."""
+    with plain_errors():
+        from models.retriever.recipe import load_recipe
+        from models.retriever.train import run
+
+        chosen = load_recipe(recipe)
+        if encoder:
+            chosen = chosen.model_copy(update={"encoder": chosen.encoder.model_copy(update={"name": encoder})})
+        if seed is not None:
+            chosen = chosen.model_copy(update={"seed": seed})
+        model = run(chosen, data, out, device, resume, history or chosen.text.history_count)
+    Console().print(f"{model}\n[dim]next:[/dim] rhumb index --model {model} --corpus {data[0]} --out BUNDLE")
+
+
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    data: Annotated[Path, typer.Option(help="Folder in the BEIR layout.")],
+    split: Annotated[str, typer.Option(help="Name of the file in qrels/.")] = "test",
+    scoring: Annotated[list[str] | None, typer.Option(help="Of the walk; all that the bundle offers.")] = None,
+    ranking: Annotated[list[str] | None, typer.Option(help="Of the candidates; all three.")] = None,
+    beam: Annotated[list[int] | None, typer.Option(help="Beam widths; 10, 20, 50 and 100.")] = None,
+    baselines: Annotated[bool, typer.Option(help="BM25 and exact search beside the walk.")] = True,
+    untuned: Annotated[Path | None, typer.Option(help="Another encoder: a model, or docs.npy with ids.")] = None,
+    free_queries: Annotated[int, typer.Option(help="Queries that are also decoded without the trie.")] = 500,
+    batch: Annotated[int, typer.Option(help="Queries of a call.")] = 32,
+    limit: Annotated[int, typer.Option(help="Only the first so many queries; 0 for all.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Of the pipeline.")] = 1,
+    runs: Annotated[Path | None, typer.Option(help="Folder for TREC runs, one file a row.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all figures to this file.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
+) -> None:
+    """Measure a bundle on judged queries, beside BM25 and exact search, in one table."""
+    with plain_errors():
+        from models.evaluate import evaluate as run
+        from models.task import BEAMS, RANKINGS, Settings
+
+        settings = Settings(
+            split=split,
+            scorings=tuple(scoring or ()),
+            rankings=tuple(ranking or RANKINGS),
+            beams=tuple(beam or BEAMS),
+            baselines=baselines,
+            untuned=untuned,
+            free_queries=free_queries,
+            batch=batch,
+            limit=limit,
+            threads=threads,
+            runs=runs,
+        )
+        found = run(bundle, data, settings)
+        _console().print(found.as_table())
+        if json is not None:
+            found.write_json(json)
+        if markdown is not None:
+            markdown.write_text(found.as_markdown(), encoding="utf-8")
+
+
+def report(
+    sids: Annotated[Path, typer.Argument(help="A bundle, or a .npy array (documents, levels) of codes.")],
+    interactions: Annotated[Path | None, typer.Option(help="corpus-id <tab> count, for head and tail.")] = None,
+    ids: Annotated[Path | None, typer.Option(help="Document ids of a .npy array, one a line.")] = None,
+    level_sizes: Annotated[str, typer.Option(help="Of a .npy array, e.g. 128,128,128.")] = "",
+    json: Annotated[Path | None, typer.Option(help="Write all figures to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw a PNG.")] = None,
+) -> None:
+    """Report the quality of semantic IDs: uniqueness, collisions, and how each level uses its codes."""
+    with plain_errors():
+        from models.data import read_interactions
+        from models.quantizers.report import load_sids, plot_report, print_report, report_sids, write_json
+
+        found = load_sids(sids, _sizes(level_sizes), ids)
+        known = dict.fromkeys(found.ids or ())
+        quality = report_sids(found, None if interactions is None else read_interactions(interactions, known))
+        print_report(found.name, quality, _console())
+        if json is not None:
+            write_json(found.name, quality, json)
+        if plot is not None:
+            plot_report(found.name, quality, plot)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Let a file that cannot be read or written be a message like every other mistake that the user can mend."""
+    from models.lines import DataError
+
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename or 'file'}: {error.strerror or error}") from error
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise typer.BadParameter(
+            f"--level-sizes is {text!r}: give whole numbers with commas, e.g. 128,128,128"
+        ) from None
+
+
+def _console() -> Console:
+    """A console on stdout that never breaks table rows when it writes into a file."""
+    return Console() if sys.stdout.isatty() else Console(width=200)

@@ -1,0 +1,129 @@
+"""What an evaluation asks of every system: settings, judged queries, documents, vectors.
+
+Shapes: Q queries, N documents (in the order of the bundle), D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.data import DataError, Dataset, Document, Qrels, read_vectors
+from models.lines import refuse_unknown
+from service.index.bundle import Bundle, Model, open_model
+from service.model.encoder import Encoder
+from service.ops.progress import progress_bar
+
+RANKINGS = ("lexicographic", "cosine", "fused")
+BEAMS = (10, 20, 50, 100)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to evaluate.
+
+    Attributes:
+        split: name of the qrels file.
+        scorings: of the walk; empty for all that the bundle offers.
+        rankings: of the walk's candidates.
+        beams: beam widths.
+        baselines: BM25 and exact search beside the walk.
+        untuned: a model folder, or a folder with docs.npy, docs.ids.txt, queries_<split>.npy and its ids.
+        free_queries: decode so many queries without the trie; 0 leaves the share of valid IDs out.
+        batch: queries of a call.
+        limit: evaluate the first so many judged queries only; 0 for all.
+        threads: of the pipeline.
+        runs: folder for TREC runs, one file a row.
+    """
+
+    split: str = "test"
+    scorings: tuple[str, ...] = ()
+    rankings: tuple[str, ...] = RANKINGS
+    beams: tuple[int, ...] = BEAMS
+    baselines: bool = True
+    untuned: Path | None = None
+    free_queries: int = 500
+    batch: int = 32
+    limit: int = 0
+    threads: int = 1
+    runs: Path | None = None
+
+    def __post_init__(self) -> None:
+        for ranking in self.rankings:
+            if ranking not in RANKINGS:
+                raise DataError(f"ranking {ranking!r}: must be one of {', '.join(RANKINGS)}")
+        if not self.beams or any(not 1 <= beam <= 1000 for beam in self.beams):
+            raise DataError(f"beams {list(self.beams)}: need at least one width of 1 to 1,000")
+        if self.batch < 1 or self.limit < 0 or self.free_queries < 0:
+            raise DataError(f"batch {self.batch}, limit {self.limit}, free queries {self.free_queries}: out of range")
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What every system answers: the judged queries of a split over the documents of a bundle.
+
+    Attributes:
+        documents: in the order of the bundle.
+        ids: query ids.
+        texts: query texts.
+        histories: each query's earlier titles, oldest first.
+        qrels: of these queries.
+    """
+
+    documents: list[Document]
+    ids: list[str]
+    texts: list[str]
+    histories: list[tuple[str, ...]]
+    qrels: Qrels
+
+    def batches(self, size: int) -> Iterator[slice]:
+        """Yield slices over the queries."""
+        return (slice(start, start + size) for start in range(0, len(self.ids), size))
+
+
+def make_task(dataset: Dataset, settings: Settings, bundle: Bundle) -> Task:
+    """Choose the judged queries; refuse a bundle that lacks judged documents (with counts and examples)."""
+    documents = bundle.documents.many(range(len(bundle.documents)))
+    ids = dataset.judged(settings.split)
+    ids = ids[: settings.limit] if settings.limit else ids
+    qrels = {query: dataset.qrels[settings.split][query] for query in ids}
+    if not ids:
+        raise DataError(f"{dataset.folder}: split {settings.split!r} has no query with a relevant document")
+    judged = (document for grades in qrels.values() for document in grades)
+    refuse_unknown(bundle.path, "judged document", judged, {document.id for document in documents})
+    texts = [dataset.queries[query] for query in ids]
+    return Task(documents, ids, texts, [dataset.histories.get(query, ()) for query in ids], qrels)
+
+
+def encode_queries(model: Model, task: Task, settings: Settings) -> NDArray[np.float32]:
+    """Encode all queries with a model's encoder: (Q, D) unit vectors."""
+    encoder = make_encoder(model, settings.threads)
+    parts = []
+    with progress_bar("queries", len(task.ids)) as advance:
+        for rows in task.batches(settings.batch):
+            parts.append(encoder.encode_queries(task.texts[rows], task.histories[rows]).vectors_QD)
+            advance(len(parts[-1]))
+    return np.concatenate(parts)
+
+
+def make_encoder(model: Model, threads: int) -> Encoder:
+    """Open a model's encoder."""
+    return Encoder(model.encoder_file, model.tokenizer_file, model.manifest.text, threads)
+
+
+def untuned_vectors(folder: Path, task: Task, settings: Settings) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Give query and document vectors of another encoder: of a model folder, or read from .npy files."""
+    if (folder / "manifest.json").is_file():
+        model = open_model(folder)
+        pairs = [(document.title, document.text) for document in task.documents]
+        return encode_queries(model, task, settings), make_encoder(model, settings.threads).encode_documents(pairs)
+    queries = f"queries_{settings.split}"
+    document_ids = [document.id for document in task.documents]
+    return (
+        read_vectors(folder / f"{queries}.npy", folder / f"{queries}.ids.txt", task.ids),
+        read_vectors(folder / "docs.npy", folder / "docs.ids.txt", document_ids),
+    )

@@ -1,0 +1,290 @@
+"""Evaluation of a tiny bundle through the real pipeline, held against plain restatements."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import make_bundle, make_documents, make_model
+from typer import Typer
+from typer.testing import CliRunner
+
+from models.cli import register
+from models.comparison import Comparison
+from models.data import DataError
+from models.evaluate import evaluate, known_share, reorder, walk_once
+from models.free_decoding import decode_freely, log_softmax, valid_share
+from models.task import Settings, Task, make_task
+from service.index.bundle import open_bundle
+from service.search.pipeline import Pipeline, SearchOptions
+
+QUERIES = 12
+
+
+@pytest.fixture(scope="module")
+def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("evaluate") / "bundle", level_sizes=(4, 4, 4))
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Queries made of a document's words; the document is the relevant one."""
+    folder = tmp_path_factory.mktemp("beir")
+    (folder / "qrels").mkdir()
+    documents = make_documents()
+    lines = [{"_id": d.id, "title": d.title, "text": d.text} for d in documents]
+    queries = [{"_id": f"q{i}", "text": " ".join(documents[i].text.split()[:3])} for i in range(QUERIES)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
+    (folder / "qrels/test.tsv").write_text("".join(f"q{i}\td{i}\t1\n" for i in range(QUERIES)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(bundle_folder: Path) -> Iterator[Pipeline]:
+    opened = Pipeline(open_bundle(bundle_folder), threads=1)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def compared(
+    bundle_folder: Path, data_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Comparison, Path]:
+    runs = tmp_path_factory.mktemp("runs") / "new"
+    settings = Settings(beams=(2, 8), free_queries=5, batch=5, runs=runs)
+    return evaluate(bundle_folder, data_folder, settings), runs
+
+
+def plain_figures(found: list[list[str]]) -> tuple[float, float]:
+    """R@10 and MRR@10 where query i has the one relevant document d<i>."""
+    ranks = [row.index(f"d{i}") + 1 if f"d{i}" in row else None for i, row in enumerate(found)]
+    within = [rank for rank in ranks if rank is not None and rank <= 10]
+    return len(within) / len(found), sum(1 / rank for rank in within) / len(found)
+
+
+def test_every_scoring_ranking_and_beam_has_a_row_beside_the_baselines(compared: tuple[Comparison, Path]) -> None:
+    rows = compared[0].rows
+    walks = [(row.scoring, row.ranking, row.beam) for row in rows if row.system == "walk"]
+    expected = itertools.product(("generative", "geometric", "guided"), ("lexicographic", "cosine", "fused"), (2, 8))
+    assert sorted(walks) == sorted(expected)
+    assert [row.system for row in rows[:2]] == ["BM25", "dense, bundle"]
+    assert (compared[0].documents, compared[0].queries, compared[0].free_queries) == (60, QUERIES, 5)
+
+
+def test_rows_measure_what_the_pipeline_answers(
+    compared: tuple[Comparison, Path], pipeline: Pipeline, data_folder: Path
+) -> None:
+    """Each row against the pipeline asked with that very ranking, its measures worked out by hand."""
+    task = make_task_of(data_folder, pipeline)
+    for row in compared[0].rows:
+        if row.system != "walk":
+            continue
+        options = SearchOptions(top_k=100, beam_width=row.beam, scoring=row.scoring, ranking=row.ranking)  # type: ignore[arg-type]
+        answers = pipeline.search(task.texts, options)
+        recall, reciprocal = plain_figures([[hit.id for hit in answer.hits] for answer in answers])
+        assert row.measures["R@10"] == pytest.approx(recall), row.name
+        assert row.measures["MRR@10"] == pytest.approx(reciprocal), row.name
+
+
+@pytest.mark.parametrize("scoring", ["generative", "geometric", "guided"])
+@pytest.mark.parametrize("ranking", ["lexicographic", "cosine", "fused"])
+def test_candidates_are_reordered_as_the_pipeline_orders_them(
+    pipeline: Pipeline, data_folder: Path, scoring: str, ranking: str
+) -> None:
+    task = make_task_of(data_folder, pipeline)
+    walked = walk_once(pipeline, task, scoring, 6, 5, lambda _: None)
+    options = SearchOptions(top_k=100, beam_width=6, scoring=scoring, ranking=ranking)  # type: ignore[arg-type]
+    weight = pipeline.bundle.manifest.model.fusion_weight
+    for hits, answer in zip(walked.hits, pipeline.search(task.texts, options), strict=True):
+        result = reorder(hits, ranking, weight)
+        assert [id_ for id_, _ in result] == [hit.id for hit in answer.hits]
+        np.testing.assert_allclose([score for _, score in result], [hit.score for hit in answer.hits], rtol=1e-5)
+
+
+def make_task_of(data_folder: Path, pipeline: Pipeline) -> Task:
+    from models.data import load_dataset
+
+    return make_task(load_dataset(data_folder), Settings(), pipeline.bundle)
+
+
+def test_all_identifiers_are_valid_with_the_trie_and_not_all_without(compared: tuple[Comparison, Path]) -> None:
+    rows = {(row.scoring, row.ranking, row.beam): row for row in compared[0].rows}
+    for scoring in ("generative", "geometric", "guided"):
+        assert rows[scoring, "lexicographic", 8].valid_trie == 1.0
+    assert rows["generative", "lexicographic", 8].valid_free is not None
+    assert 0 <= rows["generative", "lexicographic", 8].valid_free < 1
+    assert rows["geometric", "lexicographic", 8].valid_free is None
+
+
+def test_an_unknown_identifier_lowers_the_valid_share(pipeline: Pipeline, data_folder: Path) -> None:
+    task = make_task_of(data_folder, pipeline)
+    walked = walk_once(pipeline, task, "geometric", 4, 12, lambda _: None)
+    sids = {pipeline.bundle.trie.sid(position) for position in range(60)}
+    hits = [hit for row in walked.hits for hit in row]
+    lost = pipeline.bundle.trie.sid(hits[0].position)
+    expected = sum(pipeline.bundle.trie.sid(hit.position) != lost for hit in hits) / len(hits)
+    assert known_share(walked, pipeline.bundle, sids - {lost}) == pytest.approx(expected)
+    assert known_share(walked, pipeline.bundle, sids) == 1.0
+
+
+def test_free_decoding_covers_the_tree_like_brute_force() -> None:
+    """With a beam that holds every sequence, the beams are all sequences sorted by their probability."""
+    rng = np.random.default_rng(0)
+    tokens, scale = rng.normal(size=(4, 5)).astype(np.float32), np.array([1.0, 2.0, 0.5], dtype=np.float32)
+    weights = rng.normal(size=(5, 5)).astype(np.float32)
+
+    class Memory:
+        """A decoder whose hidden state is the mean of all embeddings of a beam's path: it must reorder its cache."""
+
+        def __init__(self) -> None:
+            self.paths = np.zeros((2, 1, 0, 5), dtype=np.float32)
+
+        def __call__(self, embeddings: np.ndarray, number: int, parents: np.ndarray | None) -> np.ndarray:
+            if parents is not None:
+                self.paths = np.take_along_axis(self.paths, parents[:, :, None, None], axis=1)
+            self.paths = np.concatenate([self.paths, embeddings[:, :, None]], axis=2)
+            assert self.paths.shape[2] == number + 1
+            return self.paths.mean(axis=2) @ weights * np.array([1.0, -2.0])[:, None, None].astype(np.float32)
+
+    found = decode_freely(Memory(), 2, tokens, scale, 27, 3)
+    for query, sign in enumerate((1.0, -2.0)):
+        expected = {}
+        for path in itertools.product(range(3), repeat=3):
+            total, seen = 0.0, [tokens[3]]
+            for token in path:
+                logits = (np.mean(seen, axis=0) @ weights * sign) @ tokens[:3].T * scale
+                total += log_softmax(logits)[token]
+                seen.append(tokens[token])
+            expected[path] = total
+        ordered = sorted(expected, key=lambda path: -expected[path])
+        assert [tuple(row) for row in found.tokens[query].tolist()] == ordered
+        np.testing.assert_allclose(found.log_probabilities[query], [expected[p] for p in ordered], atol=1e-4)
+
+
+def test_a_sequence_is_valid_when_it_begins_with_a_whole_identifier() -> None:
+    tokens = np.array([[[0, 4, 7], [0, 4, 8], [1, 5, 7], [2, 2, 2]]])
+    valid = {(0, 4, 7), (1, 5)}
+    assert valid_share(tokens, valid, (1, 2, 4)) == {1: 1.0, 2: 0.5, 4: 0.5}
+
+
+def test_run_files_hold_every_row_in_six_columns(compared: tuple[Comparison, Path]) -> None:
+    found, runs = compared
+    assert {path.stem for path in runs.iterdir()} == {row.name for row in found.rows}
+    lines = [line.split(" ") for line in (runs / "walk-guided-cosine-beam8.trec").read_text().splitlines()]
+    assert all(len(line) == 6 and line[5] == "walk-guided-cosine-beam8" for line in lines)
+    ranks = [int(line[3]) for line in lines if line[0] == "q0"]
+    assert ranks == list(range(1, len(ranks) + 1))
+
+
+def test_the_table_comes_as_markdown_and_json(compared: tuple[Comparison, Path], tmp_path: Path) -> None:
+    found = compared[0]
+    lines = found.as_markdown().splitlines()
+    assert lines[0].endswith(f" test: {QUERIES} queries, 60 documents**")
+    assert len(lines) == 4 + len(found.rows)
+    assert len({line.count("|") for line in lines[2:]}) == 1
+    found.write_json(tmp_path / "r.json")
+    loaded = json.loads((tmp_path / "r.json").read_text())
+    assert [row["measures"] for row in loaded["rows"]] == [row.measures for row in found.rows]
+    assert loaded["digest"] == found.digest
+
+
+@pytest.mark.parametrize("kind", ["model", "vectors"])
+def test_another_encoder_is_a_row(bundle_folder: Path, data_folder: Path, tmp_path: Path, kind: str) -> None:
+    """A model folder, or vectors with ids in any order; vectors that point at the answer find it every time."""
+    if kind == "model":
+        untuned = make_model(tmp_path / "other", seed=5, dimensions=8, decoder=False)
+    else:
+        untuned = tmp_path
+        np.save(tmp_path / "docs.npy", np.eye(60, dtype=np.float16)[::-1])
+        (tmp_path / "docs.ids.txt").write_text("".join(f"d{i}\n" for i in reversed(range(60))))
+        np.save(tmp_path / "queries_test.npy", np.eye(60, dtype=np.float16)[:QUERIES])
+        (tmp_path / "queries_test.ids.txt").write_text("".join(f"q{i}\n" for i in range(QUERIES)))
+    settings = Settings(scorings=("geometric",), beams=(2,), untuned=untuned)
+    found = evaluate(bundle_folder, data_folder, settings)
+    row = next(row for row in found.rows if row.system == "dense, untuned")
+    assert row.measures["R@100"] == 1.0  # sixty documents only
+    assert (row.measures["R@1"] == 1.0) or kind == "model"
+
+
+def test_a_bundle_without_decoder_is_measured_by_geometry(data_folder: Path, tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "bundle", decoder=False)
+    found = evaluate(folder, data_folder, Settings(beams=(4,), baselines=False, limit=3))
+    assert {(row.system, row.scoring) for row in found.rows} == {("walk", "geometric")}
+    assert found.queries == 3
+
+
+def test_data_that_do_not_fit_the_bundle_are_refused(bundle_folder: Path, data_folder: Path, tmp_path: Path) -> None:
+    small = make_bundle(tmp_path / "small", make_documents()[:5])
+    with pytest.raises(DataError, match=r"7 unknown judged document values, e\.g\. 'd5'.*5 are known"):
+        evaluate(small, data_folder, Settings())
+    with pytest.raises(DataError, match=r"no split 'dev'|dev\.tsv: no such file"):
+        evaluate(bundle_folder, data_folder, Settings(split="dev"))
+    with pytest.raises(DataError, match="does not offer scoring 'telepathic': it offers generative, geometric, guided"):
+        evaluate(bundle_folder, data_folder, Settings(scorings=("telepathic",)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rankings": ("best",)}, "ranking 'best': must be one of lexicographic"),
+        ({"beams": ()}, r"beams \[\]: need at least one"),
+        ({"beams": (0,)}, "width of 1 to 1,000"),
+        ({"beams": (10**9,)}, "width of 1 to 1,000"),
+        ({"batch": 0}, "batch 0"),
+        ({"limit": -1}, "limit -1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Settings(**change)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def commands() -> Typer:
+    app = Typer(pretty_exceptions_enable=False)
+    register(app)
+    return app
+
+
+def test_rhumb_evaluate_prints_the_table_and_writes_files(
+    commands: Typer, bundle_folder: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    options = ["--scoring", "geometric", "--beam", "3", "--ranking", "cosine", "--free-queries", "0"]
+    files = ["--json", str(tmp_path / "r.json"), "--markdown", str(tmp_path / "r.md"), "--runs", str(tmp_path / "runs")]
+    result = CliRunner().invoke(
+        commands, ["evaluate", str(bundle_folder), "--data", str(data_folder), *options, *files]
+    )
+    assert result.exit_code == 0, result.output
+    for expected in ("BM25", "dense, bundle", "geometric", "nDCG@10"):
+        assert expected in result.stdout
+    assert len(json.loads((tmp_path / "r.json").read_text())["rows"]) == 3
+    assert (tmp_path / "r.md").read_text().count("\n| ") == 5
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
+def test_rhumb_report_prints_json_and_picture(commands: Typer, bundle_folder: Path, tmp_path: Path) -> None:
+    interactions = tmp_path / "interactions.tsv"
+    interactions.write_text("corpus-id\tcount\nd0\t5\n")
+    options = [
+        "--interactions",
+        str(interactions),
+        "--json",
+        str(tmp_path / "r.json"),
+        "--plot",
+        str(tmp_path / "r.png"),
+    ]
+    result = CliRunner().invoke(commands, ["report", str(bundle_folder), *options])
+    assert result.exit_code == 0, result.output
+    assert "p_unique" in result.stdout
+    assert "head" in result.stdout
+    assert json.loads((tmp_path / "r.json").read_text())["documents"] == 60
+    interactions.write_text("nowhere\t5\n")
+    result = CliRunner().invoke(commands, ["report", str(bundle_folder), *options])
+    assert isinstance(result.exception, DataError)
+    result = CliRunner().invoke(commands, ["report", str(tmp_path / "nothing.npy"), "--level-sizes", "a,b"])
+    assert result.exit_code == 2
