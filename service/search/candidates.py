@@ -12,20 +12,33 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from service.index.centroids import HANDFUL
 from service.search.filters import count_eligible
 from service.search.scores import (
-    child_cosine,
+    add_cosines,
     child_end,
+    fill_cosines,
     fill_logits,
     log_sum_exp,
+    mark_eligible,
     mean_cosine,
-    product,
     vocabulary_log_sum,
 )
 from service.search.selection import Best, offer, sort_best
-from service.search.walk_state import FINISHED, GEOMETRIC, Frontier, Order, Rules, Scalar, Scores, Scratch, Tables
+from service.search.walk_state import (
+    FINISHED,
+    GEOMETRIC,
+    GUIDED,
+    Frontier,
+    Order,
+    Rules,
+    Scalar,
+    Scores,
+    Scratch,
+    Tables,
+)
 
 
 @njit(cache=True, nogil=True)
@@ -35,30 +48,71 @@ def _is_eligible(tables: Tables, lo: int, hi: int) -> Scalar:
 
 
 @njit(cache=True, nogil=True)
+def _fill_child_cosines(
+    tables: Tables, scores: Scores, scratch: Scratch, query: int, node: int, hi: int, every: bool
+) -> None:
+    """Fill the query's cosines to a node's children; the root's were all multiplied at once."""
+    first, last = np.int64(tables.child_M[node]), np.int64(tables.child_M[node + 1])
+    if node == 0:
+        for child in range(first, last):
+            scratch.cosines[child - first] = scores.root_QR[query, child - first]
+        return
+    fill_cosines(
+        scratch.cosines, scratch.allowed, every, tables.lo_M, first, last, hi, tables.centroid_M,
+        tables.centroids_CD, tables.vectors_ND, scores.vectors_QD[query], scratch.sum_D,
+    )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def _fill_log_probabilities(
+    rules: Rules, tables: Tables, scores: Scores, scratch: Scratch, query: int, column: int, node: int, hi: int
+) -> Scalar:
+    """Fill the logits of a node's children and return their normaliser."""
+    first, last = np.int64(tables.child_M[node]), np.int64(tables.child_M[node + 1])
+    dense_K = scores.dense_QUK[query, column]
+    normaliser = 0.0
+    if rules.full:  # first: it overwrites the logits
+        normaliser = vocabulary_log_sum(scratch.logits, tables.scale_T, dense_K, scores.level_lo)
+    fill_logits(
+        scratch.logits, tables.token_M, first, last, tables.scale_T, tables.tokens_TE,
+        scores.hidden_QUE[query, column], dense_K, scores.level_lo,
+    )  # fmt: skip
+    if rules.scoring == GUIDED:
+        _fill_child_cosines(tables, scores, scratch, query, node, hi, True)
+        add_cosines(scratch.logits, scratch.cosines, tables.token_M, first, last, tables.weight_T)
+    return normaliser if rules.full else log_sum_exp(scratch.logits, last - first)
+
+
+@njit(cache=True, nogil=True)
+def _offer_all(
+    best: Best, size: int, values: NDArray[np.float64], allowed: NDArray[np.bool_], base: float, beam: int,
+    first: int, last: int,
+) -> Scalar:  # fmt: skip
+    """Offer the allowed children with the scores `base + values`; most are turned away by one comparison."""
+    primary = best.primary
+    for child in range(first, last):
+        score = base + values[child - first]
+        if allowed[child - first] and (size < len(primary) or score >= primary[0]):
+            size = offer(best, size, score, 0.0, child, beam)
+    return size
+
+
+@njit(cache=True, nogil=True)
 def _offer_children(
     rules: Rules, tables: Tables, scores: Scores, scratch: Scratch, beams: Frontier, query: int, beam: int, size: int
 ) -> Scalar:
     """Offer the eligible children of one beam to the selection; the softmax runs over all of them."""
     node, hi, score = beams.node_QB[query, beam], beams.hi_QB[query, beam], beams.score_QB[query, beam]
     first, last = np.int64(tables.child_M[node]), np.int64(tables.child_M[node + 1])
-    normaliser = 0.0
-    if rules.scoring != GEOMETRIC:
-        column = beams.column_QB[query, beam]
-        if rules.full:
-            normaliser = vocabulary_log_sum(tables, scores, query, column, scratch.logits)
-        fill_logits(rules, tables, scores, scratch, query, column, node, hi)
-        if not rules.full:
-            normaliser = log_sum_exp(scratch.logits, last - first)
-    for child in range(first, last):
-        end = child_end(tables, child, last, hi)
-        if not _is_eligible(tables, np.int64(tables.lo_M[child]), end):
-            continue
-        if rules.scoring == GEOMETRIC:
-            child_score = np.float64(child_cosine(tables, scores, scratch, query, node, child, hi))
-        else:  # rounding must not lift a child above its beam: the early stop relies on it
-            child_score = score + min(scratch.logits[child - first] - normaliser, 0.0)
-        size = offer(scratch.best, size, child_score, 0.0, child, beam)
-    return size
+    mark_eligible(scratch.allowed, tables.lo_M, first, last, hi, tables.words_W, tables.ranks_W)
+    if rules.scoring == GEOMETRIC:
+        _fill_child_cosines(tables, scores, scratch, query, node, hi, False)
+        return _offer_all(scratch.best, size, scratch.cosines, scratch.allowed, 0.0, beam, first, last)
+    column = beams.column_QB[query, beam]
+    normaliser = _fill_log_probabilities(rules, tables, scores, scratch, query, column, node, hi)
+    for place in range(last - first):  # rounding must not lift a child above its beam: the early stop relies on it
+        scratch.logits[place] = min(scratch.logits[place] - normaliser, 0.0)
+    return _offer_all(scratch.best, size, scratch.logits, scratch.allowed, score, beam, first, last)
 
 
 @njit(cache=True, nogil=True)
@@ -81,10 +135,13 @@ def _offer_rest(
 ) -> Scalar:
     """Offer the next token of a SID that stands alone: certain under `constrained`, not under `full`."""
     column, node = beams.column_QB[query, beam], beams.node_QB[query, beam]
-    token = np.int64(tables.sids_NL[beams.lo_QB[query, beam], depth])
-    normaliser = vocabulary_log_sum(tables, scores, query, column, scratch.logits)
-    logit = np.float64(tables.scale_T[token]) * np.float64(product(tables, scores, query, column, token))
-    score = beams.score_QB[query, beam] + min(logit - normaliser, 0.0)
+    dense_K = scores.dense_QUK[query, column]
+    normaliser = vocabulary_log_sum(scratch.logits, tables.scale_T, dense_K, scores.level_lo)
+    fill_logits(
+        scratch.logits, tables.sids_NL[beams.lo_QB[query, beam]], depth, depth + 1, tables.scale_T, tables.tokens_TE,
+        scores.hidden_QUE[query, column], dense_K, scores.level_lo,
+    )  # fmt: skip
+    score = beams.score_QB[query, beam] + min(scratch.logits[0] - normaliser, 0.0)
     return offer(scratch.best, size, score, 0.0, node, beam)
 
 
@@ -131,7 +188,10 @@ def _settle(
         finished, token = True, np.int64(rules.start)
         if beams.column_QB[query, origin] != FINISHED:
             if node != parent:  # a child
-                lo, hi = np.int64(tables.lo_M[node]), child_end(tables, node, np.int64(tables.child_M[parent + 1]), hi)
+                lo, hi = (
+                    np.int64(tables.lo_M[node]),
+                    child_end(tables.lo_M, node, np.int64(tables.child_M[parent + 1]), hi),
+                )
                 finished = _is_finished(rules, tables, node, lo, depth + 1)
                 token = np.int64(tables.token_M[node])
             elif tables.child_M[node] != tables.child_M[node + 1]:  # an end

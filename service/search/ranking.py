@@ -17,7 +17,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from service.search.filters import DocumentFilter, count_eligible
-from service.search.scores import dot
+from service.search.scores import dot_row
 from service.search.selection import Best, new_best, offer, sort_best
 from service.search.walk import Beams
 
@@ -114,7 +114,7 @@ def _rank_all(
 ) -> None:  # fmt: skip
     """Fill the results of every query; beams are sorted, best first."""
     for query in range(len(size_Q)):
-        found = 0
+        found, vector_D = 0, vectors_QD[query]
         for beam in range(size_Q[query]):
             score = score_QB[query, beam]
             if ranking == _LEXICOGRAPHIC and found == len(best.primary) and score < best.primary[0]:
@@ -123,7 +123,7 @@ def _rank_all(
             for document in range(lo, hi):
                 if len(words_W) > 0 and count_eligible(words_W, ranks_W, document, document + 1) == 0:
                     continue
-                cosine = np.float64(dot(vectors_ND[document], vectors_QD[query]))
+                cosine = np.float64(dot_row(vectors_ND, document, vector_D))
                 primary = score
                 if ranking == _COSINE:
                     primary = cosine
@@ -136,4 +136,4 @@ def _rank_all(
         for place in range(found):
             position_QK[query, place], beam_QK[query, place] = best.number[place], best.origin[place]
             out_QK[query, place] = best.primary[place]
-            cosine_QK[query, place] = dot(vectors_ND[best.number[place]], vectors_QD[query])
+            cosine_QK[query, place] = dot_row(vectors_ND, best.number[place], vector_D)

@@ -1,24 +1,30 @@
-"""Numba kernels that score nodes: products with centroids and tokens, and their normalisers.
+"""Numba kernels that score the children of one node: products with tokens and centroids, and their normalisers.
 
-Legend: Q queries, B beams, U columns of a decoder call (unfinished beams), N documents, L levels, K tokens of a level,
-T tokens, M nodes, C centroids, W words, D vector dimensions, E token dimensions, R children of the root.
+Legend: K tokens of a level, T tokens, M nodes, C centroids, N documents, W words, D vector dimensions, E token
+dimensions. Scores are written to the front of a scratch array, child `first + i` at place i.
+
+They take plain arrays and index rows in place: reading an array out of a named tuple, or taking a row as a view, costs
+an atomic reference count, and a few of those cost more than a product of 384 numbers (measured: 15 times slower).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from service.search.walk_state import GUIDED, Rules, Scalar, Scores, Scratch, Tables
+from service.search.filters import count_eligible
+from service.search.walk_state import Scalar
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> Scalar:
-    """Return the product of two float32 vectors; fastmath lets LLVM vectorise the sum."""
+def dot_row(matrix: NDArray[np.float32], row: int, vector: NDArray[np.float32]) -> Scalar:
+    """Return the product of a row and a vector; fastmath lets LLVM vectorise the sum."""
     total = np.float32(0)
-    for i in range(len(a)):
-        total += a[i] * b[i]
+    for i in range(len(vector)):
+        total += matrix[row, i] * vector[i]
     return total
 
 
@@ -28,40 +34,81 @@ def mean_cosine(
 ) -> Scalar:
     """Return the product of a query and the normalised mean of documents `[lo, hi)`."""
     if hi - lo == 1:
-        return dot(vectors_ND[lo], vector_D)
-    sum_D[:] = vectors_ND[lo]
+        return dot_row(vectors_ND, lo, vector_D)
+    for d in range(len(sum_D)):
+        sum_D[d] = vectors_ND[lo, d]
     for document in range(lo + 1, hi):
-        row_D = vectors_ND[document]
         for d in range(len(sum_D)):
-            sum_D[d] += row_D[d]
-    square = dot(sum_D, sum_D)
-    return dot(sum_D, vector_D) / np.sqrt(square) if square > 0 else np.float32(0)
+            sum_D[d] += vectors_ND[document, d]
+    square, product = np.float32(0), np.float32(0)
+    for d in range(len(sum_D)):
+        square += sum_D[d] * sum_D[d]
+        product += sum_D[d] * vector_D[d]
+    return product / np.sqrt(square) if square > 0 else np.float32(0)
 
 
 @njit(cache=True, nogil=True)
-def node_cosine(
-    tables: Tables, node: int, lo: int, hi: int, vector_D: NDArray[np.float32], sum_D: NDArray[np.float32]
-) -> Scalar:
-    """Return the product of a query and a node's unit centroid, stored or made from its handful of documents."""
-    row = tables.centroid_M[node]
-    if row >= 0:
-        return dot(tables.centroids_CD[row], vector_D)
-    return mean_cosine(tables.vectors_ND, lo, hi, vector_D, sum_D)
-
-
-@njit(cache=True, nogil=True)
-def child_end(tables: Tables, child: int, last: int, hi: int) -> Scalar:
+def child_end(lo_M: NDArray[np.uint32], child: int, last: int, hi: int) -> Scalar:
     """Return the end of a child's documents: its next sibling's first, or its parent's end."""
-    return np.int64(tables.lo_M[child + 1]) if child + 1 < last else hi
+    return np.int64(lo_M[child + 1]) if child + 1 < last else hi
 
 
 @njit(cache=True, nogil=True)
-def product(tables: Tables, scores: Scores, query: int, column: int, token: int) -> Scalar:
-    """Return hidden · token, looked up where the whole level was multiplied at once."""
-    code = token - scores.level_lo
-    if 0 <= code < scores.dense_QUK.shape[2]:
-        return scores.dense_QUK[query, column, code]
-    return dot(scores.hidden_QUE[query, column], tables.tokens_TE[token])
+def mark_eligible(
+    allowed: NDArray[np.bool_], lo_M: NDArray[np.uint32], first: int, last: int, hi: int,
+    words_W: NDArray[np.uint64], ranks_W: NDArray[np.uint32],
+) -> None:  # fmt: skip
+    """Mark the children that hold an eligible document; without a filter all do."""
+    for child in range(first, last):
+        if len(words_W) == 0:
+            allowed[child - first] = True
+            continue
+        lo, end = np.int64(lo_M[child]), child_end(lo_M, child, last, hi)
+        allowed[child - first] = count_eligible(words_W, ranks_W, lo, end) > 0
+
+
+@njit(cache=True, nogil=True)
+def fill_cosines(
+    cosines: NDArray[np.float64], allowed: NDArray[np.bool_], every: bool, lo_M: NDArray[np.uint32], first: int,
+    last: int, hi: int, centroid_M: NDArray[np.int32], centroids_CD: NDArray[np.float32],
+    vectors_ND: NDArray[np.float32], vector_D: NDArray[np.float32], sum_D: NDArray[np.float32],
+) -> None:  # fmt: skip
+    """Fill the query's cosines to the children, to all of them or to those allowed.
+
+    A centroid is stored, or made from a handful of documents.
+    """
+    for child in range(first, last):
+        if not (every or allowed[child - first]):
+            continue
+        row = centroid_M[child]
+        if row >= 0:
+            cosines[child - first] = dot_row(centroids_CD, row, vector_D)
+        else:
+            lo, end = np.int64(lo_M[child]), child_end(lo_M, child, last, hi)
+            cosines[child - first] = mean_cosine(vectors_ND, lo, end, vector_D, sum_D)
+
+
+@njit(cache=True, nogil=True)
+def fill_logits(
+    logits: NDArray[np.float64], token_M: NDArray[Any], first: int, last: int, scale_T: NDArray[np.float32],
+    tokens_TE: NDArray[np.float32], hidden_E: NDArray[np.float32], dense_K: NDArray[np.float32], level_lo: int,
+) -> None:  # fmt: skip
+    """Fill the decoder's logits of the children, by look-up where the whole level was multiplied at once."""
+    for child in range(first, last):
+        token = np.int64(token_M[child])
+        code = token - level_lo
+        product = dense_K[code] if 0 <= code < len(dense_K) else dot_row(tokens_TE, token, hidden_E)
+        logits[child - first] = np.float64(scale_T[token]) * np.float64(product)
+
+
+@njit(cache=True, nogil=True)
+def add_cosines(
+    logits: NDArray[np.float64], cosines: NDArray[np.float64], token_M: NDArray[Any], first: int, last: int,
+    weight_T: NDArray[np.float32],
+) -> None:  # fmt: skip
+    """Add the weighted cosines of the children to their logits (guided scoring)."""
+    for child in range(first, last):
+        logits[child - first] += np.float64(weight_T[token_M[child]]) * cosines[child - first]
 
 
 @njit(cache=True, nogil=True)
@@ -77,37 +124,10 @@ def log_sum_exp(logits: NDArray[np.float64], count: int) -> Scalar:
 
 
 @njit(cache=True, nogil=True)
-def vocabulary_log_sum(tables: Tables, scores: Scores, query: int, column: int, logits: NDArray[np.float64]) -> Scalar:
-    """Return the normaliser over the level's whole vocabulary."""
-    count = scores.dense_QUK.shape[2]
-    for code in range(count):
-        token = scores.level_lo + code
-        logits[code] = np.float64(tables.scale_T[token]) * np.float64(scores.dense_QUK[query, column, code])
-    return log_sum_exp(logits, count)
-
-
-@njit(cache=True, nogil=True)
-def fill_logits(
-    rules: Rules, tables: Tables, scores: Scores, scratch: Scratch, query: int, column: int, node: int, hi: int
-) -> None:
-    """Fill the logits of a node's children: the decoder's, and the query's cosine to each child where guided."""
-    first, last = np.int64(tables.child_M[node]), np.int64(tables.child_M[node + 1])
-    for child in range(first, last):
-        token = np.int64(tables.token_M[child])
-        logit = np.float64(tables.scale_T[token]) * np.float64(product(tables, scores, query, column, token))
-        if rules.scoring == GUIDED:
-            cosine = child_cosine(tables, scores, scratch, query, node, child, hi)
-            logit += np.float64(tables.weight_T[token]) * np.float64(cosine)
-        scratch.logits[child - first] = logit
-
-
-@njit(cache=True, nogil=True)
-def child_cosine(
-    tables: Tables, scores: Scores, scratch: Scratch, query: int, node: int, child: int, hi: int
+def vocabulary_log_sum(
+    logits: NDArray[np.float64], scale_T: NDArray[np.float32], dense_K: NDArray[np.float32], level_lo: int
 ) -> Scalar:
-    """Return the query's cosine to a child; the root's children were all multiplied at once."""
-    if node == 0:
-        return scores.root_QR[query, child - 1]
-    lo = np.int64(tables.lo_M[child])
-    end = child_end(tables, child, np.int64(tables.child_M[node + 1]), hi)
-    return node_cosine(tables, child, lo, end, scores.vectors_QD[query], scratch.sum_D)
+    """Return the normaliser over the level's whole vocabulary; overwrites the logits."""
+    for code in range(len(dense_K)):
+        logits[code] = np.float64(scale_T[level_lo + code]) * np.float64(dense_K[code])
+    return log_sum_exp(logits, len(dense_K))

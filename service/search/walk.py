@@ -188,8 +188,13 @@ def _frontier(queries: int, beam_width: int, levels: int) -> Frontier:
 
 def _scratch(tables: WalkTables, beam_width: int) -> Scratch:
     """Return working memory: no node has more children than there are tokens."""
+    widest = max(1, tables.level_offsets[-1])
     return Scratch(
-        np.empty(max(1, tables.level_offsets[-1])), np.empty(tables.vectors.shape[1], np.float32), new_best(beam_width)
+        logits=np.empty(widest),
+        cosines=np.empty(widest),
+        allowed=np.empty(widest, np.bool_),
+        sum_D=np.empty(tables.vectors.shape[1], np.float32),
+        best=new_best(beam_width),
     )
 
 

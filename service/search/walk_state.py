@@ -92,9 +92,18 @@ class Scores(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Working memory of a walk: `logits` as long as the widest node, `sum_D` one vector, `best` the selection."""
+    """Working memory of a walk.
+
+    Attributes:
+        logits, cosines: (T,) float64, of one node's children.
+        allowed: (T,) bool, whether they hold an eligible document.
+        sum_D: (D,) float32.
+        best: the selection.
+    """
 
     logits: NDArray[np.float64]
+    cosines: NDArray[np.float64]
+    allowed: NDArray[np.bool_]
     sum_D: NDArray[np.float32]
     best: Best
 
