@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from models.qama.start import FloatArray
 from service.model.binarizer import Binarizer
-from service.model.layout import Level, code_layout
 from service.model.packing import pack_values
 from service.search.hamming import HammingIndex, hamming_topk
 
@@ -97,9 +96,17 @@ def measure(binarizer: Binarizer, judged: Judged) -> Iterator[Score]:
             yield Score(level, dims, quality, ndcg(rescore(found, judged), judged.grades), 8 * words)
 
 
-def stored_bytes(level: Level, dims: int) -> int:
-    """Bytes of one document's code of `dims` dimensions alone."""
-    return 8 * code_layout(level, (dims,)).words
+def float_baselines(judged: Judged) -> dict[str, float]:
+    """NDCG@10 of plain FP16 and Int8 copies of the original vectors (Int8: one scale for all dimensions)."""
+    scale = np.abs(judged.documents).max() / 127
+    copies = {
+        "FP16": lambda x: x.astype(np.float16).astype(np.float32),
+        "Int8": lambda x: np.clip(np.rint(x / scale), -127, 127).astype(np.float32),
+    }
+    return {
+        title: ndcg(nearest(copy(judged.queries), copy(judged.documents)), judged.grades)
+        for title, copy in copies.items()
+    }
 
 
 def _unit(vectors: FloatArray) -> FloatArray:

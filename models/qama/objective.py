@@ -18,7 +18,7 @@ from models.qama.batches import Batch
 from models.qama.network import Adapter, prefix_slices
 from models.qama.recipe import LOSSES, AdapterRecipe
 from models.qama.thresholds import Thresholds, code_similarities
-from service.model.layout import PlainLevel
+from service.model.layout import PlainLevel, code_layout
 
 
 class Objective(nn.Module):
@@ -26,7 +26,6 @@ class Objective(nn.Module):
 
     Args:
         recipe: weights and constants.
-        progress: is given to `forward`, t/T of eq. 17 and 18.
     """
 
     def __init__(self, recipe: AdapterRecipe) -> None:
@@ -39,8 +38,13 @@ class Objective(nn.Module):
             list(quantisation.levels), self.prefixes, quantisation.pair_hidden, quantisation.momentum
         )
 
-    def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
-        """Give the loss of a batch and its parts by name; thresholds follow the batch first (eq. 2)."""
+    def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Give the loss of a batch and its parts by name; thresholds follow the batch first (eq. 2).
+
+        Args:
+            batch: vectors.
+            step: t of eq. 17 and 18, which also says whose turn it is among the levels.
+        """
         queries, documents = torch.from_numpy(batch.queries_QD), torch.from_numpy(batch.documents_ND)
         teacher_QN = queries @ documents.T
         both = self.adapter(torch.cat([queries, documents]))
@@ -48,32 +52,38 @@ class Objective(nn.Module):
         self.thresholds.update(both if self.recipe.quantisation.thresholds_from == "both" else adapted[1])
         positives = torch.from_numpy(batch.positives_Q)
         parts = dict.fromkeys(LOSSES, both.new_zeros(()))
-        for share, similarities in self._representations(adapted, teacher_QN):
+        for share, similarities in self._representations(adapted, teacher_QN, step):
             for prefix, student_QN in enumerate(similarities):
                 self._add_similarity(parts, share, prefix, teacher_QN, student_QN, positives)
-        self._add_regularisers(parts, both, progress)
+        self._add_regularisers(parts, both, step / max(1, self.recipe.train.steps))
         total = torch.stack(list(parts.values())).sum()
         return total, {name: float(part.detach()) for name, part in parts.items()}
 
-    def _representations(self, adapted: tuple[Tensor, Tensor], teacher_QN: Tensor) -> list[tuple[float, list[Tensor]]]:
-        """(weight, similarity matrix of every prefix) of the float prefixes and of the codes of every level."""
-        quantisation = self.recipe.quantisation
+    def _representations(
+        self, adapted: tuple[Tensor, Tensor], teacher_QN: Tensor, step: int
+    ) -> list[tuple[float, list[Tensor]]]:
+        """(weight, similarity matrix of every prefix) of the float prefixes and of the codes of this step's levels."""
         slices = [prefix_slices(part, self.prefixes) for part in adapted]
-        found = [(quantisation.float_weight, [losses.cosines(q, n) for q, n in zip(*slices, strict=True)])]
-        if not quantisation.straight_through:
-            return found
-        sharpness = quantisation.sharpness
-        signs_q, signs_n = ({x: self.thresholds.signs(p, x, sharpness) for x in self._plain()} for p in adapted)
-        for level, share in quantisation.levels.items():
-            if share:
-                codes = code_similarities(signs_q, signs_n, level, self.prefixes)
-                found.append((share, [stretch(student, teacher_QN) for student in codes]))
+        floats = [losses.cosines(q, n) for q, n in zip(*slices, strict=True)]
+        found = [(self.recipe.quantisation.float_weight, floats)]
+        turn = self.levels_of(step)
+        plain: dict[PlainLevel, None] = {
+            run.level: None for level in turn for block in code_layout(level, self.prefixes).blocks() for run in block
+        }
+        sharpness = self.recipe.quantisation.sharpness
+        signs_q, signs_n = ({x: self.thresholds.signs(part, x, sharpness) for x in plain} for part in adapted)
+        for level, share in turn.items():
+            codes = code_similarities(signs_q, signs_n, level, self.prefixes)
+            found.append((share, [stretch(student, teacher_QN) for student in codes]))
         return found
 
-    def _plain(self) -> tuple[PlainLevel, ...]:
-        """Plain levels whose codes some similarity needs."""
-        shares = self.recipe.quantisation.levels
-        return tuple(x for x in self.thresholds.levels if shares.get(x) or shares.get("hybrid"))
+    def levels_of(self, step: int) -> dict[str, float]:
+        """Levels whose codes a step sees, and their weights; none without `straight_through`."""
+        quantisation = self.recipe.quantisation
+        used = [(level, share) for level, share in quantisation.levels.items() if share]
+        count = min(quantisation.levels_per_step or len(used), len(used)) if quantisation.straight_through else 0
+        turn = [used[(step * count + i) % len(used)] for i in range(count)]
+        return {level: share * len(used) / count for level, share in turn}
 
     def _add_similarity(
         self, parts: dict[str, Tensor], share: float, prefix: int, teacher: Tensor, student: Tensor, positives: Tensor

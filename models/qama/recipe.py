@@ -49,6 +49,7 @@ class QuantisationTable(Table):
     """`[quantisation]`: levels that are trained for and written, thresholds, and how codes enter the losses.
 
     levels: level → weight of its codes' similarities in the losses; all plain levels are needed for `hybrid`.
+    levels_per_step: take so many levels in turn at each step (their weights grow to match); 0 takes all of them.
     straight_through: feed the codes into the losses with a straight-through gradient (ours); the paper trains on the
         float prefixes only and leaves the rest to eq. 18.
     float_weight: weight of the float prefixes' similarities in the same losses.
@@ -59,6 +60,7 @@ class QuantisationTable(Table):
     """
 
     levels: dict[str, Weight] = Field(default_factory=lambda: {"0.5": 0.25, "1": 1, "1.5": 1, "2": 1, "hybrid": 1})
+    levels_per_step: int = Field(default=2, ge=0)
     straight_through: bool = True
     float_weight: Weight = 1.0
     sharpness: Positive = 3.0

@@ -51,7 +51,7 @@ class PairReducer(nn.Module):
 
     def forward(self, adapted_BD: Tensor) -> Tensor:
         """Join neighbouring dimensions, (B, P)."""
-        pairs_BP2 = adapted_BD.unflatten(1, (-1, 2))
+        pairs_BP2 = adapted_BD.reshape(len(adapted_BD), -1, 2)
         hidden_BPR = F.gelu(torch.einsum("bpi,pri->bpr", pairs_BP2, self.weight_1) + self.bias_1)
         return (hidden_BPR * self.weight_2).sum(dim=-1) + self.bias_2
 

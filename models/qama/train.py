@@ -98,7 +98,7 @@ def _optimise(vectors: TrainVectors, recipe: AdapterRecipe, out: Path, resume: b
         for step in range(done, table.steps):
             for group in optimizer.param_groups:
                 group["lr"] = table.learning_rate * rate(step, recipe)
-            loss, parts = objective(source.batch(step), step / table.steps)
+            loss, parts = objective(source.batch(step), step)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, table.gradient_clip)
