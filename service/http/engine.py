@@ -20,7 +20,7 @@ from service.http.rendering import SearchPipeline, explain, render_results
 from service.http.schemas import QueryAnswer, Result
 from service.ops.cache import AnswerCache, answer_key
 from service.ops.metrics import Metrics
-from service.search.pipeline import SearchOptions
+from service.search.options import SearchOptions
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ class Engine:
         bundle = self.pipeline.bundle
         answers = [
             QueryAnswer(
-                results=render_results(bundle, answer.hits, search.include),
+                results=render_results(bundle, answer, search.options, search.include),
                 cached=False,
                 explanation=explain(answer, search.options) if search.options.explain else None,
             )

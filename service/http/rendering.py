@@ -8,7 +8,7 @@ from typing import Protocol
 from service.http.schemas import ExplainedBeam, Explanation, Result, Scores
 from service.index.bundle import Bundle
 from service.index.documents import Document
-from service.search.pipeline import Answer, Hit, SearchOptions
+from service.search.options import Answer, Hit, SearchOptions
 
 
 class SearchPipeline(Protocol):
@@ -19,7 +19,10 @@ class SearchPipeline(Protocol):
         """The open bundle."""
 
     def search(
-        self, queries: Sequence[str], options: SearchOptions, histories: Sequence[Sequence[str]] | None = None
+        self,
+        queries: Sequence[str],
+        options: SearchOptions | None = None,
+        histories: Sequence[Sequence[str]] | None = None,
     ) -> list[Answer]:
         """Answer the queries; blocks, and may be called from several threads."""
 
@@ -27,10 +30,11 @@ class SearchPipeline(Protocol):
         """Let go of sessions and files."""
 
 
-def render_results(bundle: Bundle, hits: Sequence[Hit], include: Collection[str]) -> list[Result]:
+def render_results(bundle: Bundle, answer: Answer, options: SearchOptions, include: Collection[str]) -> list[Result]:
     """Return the hits with what ``include`` asks for; the documents come in one read."""
-    documents = bundle.documents.many([hit.position for hit in hits])
-    return [_result(hit, document, include) for hit, document in zip(hits, documents, strict=True)]
+    documents = bundle.documents.many([hit.position for hit in answer.hits])
+    is_probability = options.scoring != "geometric"  # there a beam's score is the cosine to its node
+    return [_result(*pair, include, is_probability) for pair in zip(answer.hits, documents, strict=True)]
 
 
 def explain(answer: Answer, options: SearchOptions) -> Explanation:
@@ -39,11 +43,12 @@ def explain(answer: Answer, options: SearchOptions) -> Explanation:
         ExplainedBeam(codes=list(beam.sid), score=beam.score, level_scores=beam.level_scores, documents=beam.documents)
         for beam in answer.beams or ()
     ]
-    return Explanation(scoring=options.scoring, decoder_steps=answer.decoder_steps, beams=beams)
+    return Explanation(scoring=options.scoring or "", decoder_steps=answer.decoder_steps, beams=beams)
 
 
-def _result(hit: Hit, document: Document, include: Collection[str]) -> Result:
-    whole, scores = "documents" in include, "scores" in include
+def _result(hit: Hit, document: Document, include: Collection[str], is_probability: bool) -> Result:
+    whole = "documents" in include
+    scores = Scores(cosine=hit.cosine, log_probability=hit.log_probability if is_probability else None)
     return Result(
         id=document.id,
         score=hit.score,
@@ -51,5 +56,5 @@ def _result(hit: Hit, document: Document, include: Collection[str]) -> Result:
         text=document.text if whole else None,
         metadata=document.metadata if whole else None,
         codes=list(hit.sid) if "codes" in include else None,
-        scores=Scores(cosine=hit.cosine, log_probability=hit.log_probability) if scores else None,
+        scores=scores if "scores" in include else None,
     )

@@ -28,7 +28,7 @@ from service.http.schemas import (
 )
 from service.index.documents import Document
 from service.ops.metrics import Metrics
-from service.search.pipeline import SearchOptions
+from service.search.options import SearchOptions
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _search_of(body: SearchRequest, engine: Engine) -> Search:
         raise invalid("#/scoring", f"is not offered by this bundle: choose from {', '.join(manifest.scorings)}")
     options = SearchOptions(
         top_k=body.top_k,
-        beam_width=body.beam_width,
+        beam_width=body.beam_width if "beam_width" in body.model_fields_set else None,
         scoring=scoring,
         ranking=body.ranking,
         explain=body.explain,

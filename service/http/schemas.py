@@ -11,18 +11,17 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-Scoring = Literal["generative", "geometric", "guided"]
-Ranking = Literal["lexicographic", "cosine", "fused"]
+from service.index.manifest import Scoring
+from service.search.options import DEFAULT_BEAM_WIDTH, MAX_TOP_K
+from service.search.ranking import Ranking
+from service.search.walk import MAX_BEAM_WIDTH
+
 Include = Literal["documents", "codes", "scores"]
 
 CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tab, newline, return
 LONE_SURROGATES: Final = re.compile("[\ud800-\udfff]")  # JSON can spell them, UTF-8 cannot carry them
-MAX_TOP_K: Final = 10_000
-MAX_BEAM_WIDTH: Final = 1_000
 MAX_QUERIES: Final = 10_000
 MAX_HISTORY: Final = 100
-DEFAULT_TOP_K: Final = 10
-DEFAULT_BEAM_WIDTH: Final = 20
 
 
 def clean_text(text: str) -> str:
@@ -69,9 +68,12 @@ class SearchRequest(Strict):
     queries: Annotated[list[QueryText], Field(min_length=1, max_length=MAX_QUERIES)] | None = Field(
         None, description="A batch of queries, answered in order."
     )
-    top_k: int = Field(DEFAULT_TOP_K, ge=1, le=MAX_TOP_K, description="Results per query.")
+    top_k: int = Field(10, ge=1, le=MAX_TOP_K, description="Results per query.")
     beam_width: int = Field(
-        DEFAULT_BEAM_WIDTH, ge=1, le=MAX_BEAM_WIDTH, description="Trie nodes kept per step: wider finds more, slower."
+        DEFAULT_BEAM_WIDTH,
+        ge=1,
+        le=MAX_BEAM_WIDTH,
+        description="Trie nodes kept per step, and never fewer than `top_k` if left out: wider finds more, slower.",
     )
     scoring: Scoring | None = Field(
         None, description="How a step is scored; the bundle's default if left out. `/info` says what is offered."
@@ -148,7 +150,7 @@ class ExplainedBeam(BaseModel):
 class Explanation(BaseModel):
     """How an answer came about."""
 
-    scoring: Scoring
+    scoring: str
     decoder_steps: int = Field(description="How deep the decoder had to run.")
     beams: list[ExplainedBeam]
 

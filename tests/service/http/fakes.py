@@ -16,7 +16,7 @@ from service.http.server import Server, bind, server_config
 from service.index.documents import Document
 from service.index.manifest import BundleManifest
 from service.ops.settings import Settings
-from service.search.pipeline import Answer, Beam, Hit, SearchOptions
+from service.search.options import Answer, Beam, Hit, SearchOptions
 from tests.tiny import Tiny, tiny_manifest
 
 DOCUMENTS = [
@@ -75,8 +75,12 @@ class FakePipeline:
         self.is_closed = False
 
     def search(
-        self, queries: Sequence[str], options: SearchOptions, histories: Sequence[Sequence[str]] | None = None
+        self,
+        queries: Sequence[str],
+        options: SearchOptions | None = None,
+        histories: Sequence[Sequence[str]] | None = None,
     ) -> list[Answer]:
+        assert options is not None
         self.searches.append((list(queries), options, histories))
         assert self.may_go.wait(30), "a test forgot to let the pipeline go"
         if self.error is not None:

@@ -85,6 +85,19 @@ async def test_include_gives_the_parts_asked_for(client: httpx.AsyncClient) -> N
     }
 
 
+async def test_geometric_results_have_no_probability(client: httpx.AsyncClient) -> None:
+    body = {"query": "x", "top_k": 1, "scoring": "geometric", "include": ["scores"]}
+    (result,) = (await client.post("/v1/search", json=body)).json()["results"]
+    assert result["scores"] == {"cosine": 0.5}
+
+
+async def test_beam_left_out_grows_with_top_k(client: httpx.AsyncClient, pipeline: FakePipeline) -> None:
+    await client.post("/v1/search", json={"query": "x", "top_k": 50})
+    assert pipeline.searches[0][1].beams == 50
+    await client.post("/v1/search", json={"query": "x", "top_k": 50, "beam_width": 20})
+    assert pipeline.searches[1][1].beams == 20
+
+
 async def test_headers_carry_times_and_request_id(client: httpx.AsyncClient) -> None:
     answer = await client.post("/v1/search", json={"query": "x"}, headers={"x-request-id": "abc-1"})
     assert answer.headers["x-request-id"] == "abc-1"
