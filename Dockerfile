@@ -1,0 +1,38 @@
+# syntax=docker/dockerfile:1
+# CPU:  docker build -t rhumbline .
+# GPU:  docker build -t rhumbline:gpu --build-arg EXTRA=gpu .   (run with the NVIDIA container runtime)
+
+ARG PYTHON=3.12
+
+FROM python:${PYTHON}-slim-bookworm AS build
+ARG EXTRA=cpu
+WORKDIR /src
+RUN python -m venv /opt/rhumbline
+ENV PATH=/opt/rhumbline/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+COPY pyproject.toml README.md LICENSE NOTICE ./
+COPY service service
+COPY models models
+COPY loadtest loadtest
+# onnxruntime-gpu finds CUDA and cuDNN in the wheels that its own extras bring
+RUN pip install ".[${EXTRA}]" \
+    && if [ "${EXTRA}" = gpu ]; then pip install "onnxruntime-gpu[cuda,cudnn]"; fi
+
+FROM python:${PYTHON}-slim-bookworm
+LABEL org.opencontainers.image.title="rhumbline" \
+      org.opencontainers.image.description="Generative retrieval server" \
+      org.opencontainers.image.licenses="Apache-2.0"
+RUN useradd --system --uid 10001 --user-group --home-dir /var/lib/rhumbline --create-home rhumbline \
+    && mkdir /bundle && chown rhumbline:rhumbline /bundle
+COPY --from=build /opt/rhumbline /opt/rhumbline
+# A read-only root works: kernels and the demo's bundle go to the cache folder, or to /tmp where that is not writable.
+ENV PATH=/opt/rhumbline/bin:$PATH \
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    RHUMB_HOST=0.0.0.0 RHUMB_BUNDLE=/bundle RHUMB_CACHE_DIR=/var/lib/rhumbline/cache RHUMB_LOG_FORMAT=json
+USER 10001:10001
+VOLUME /var/lib/rhumbline
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=6s --start-period=120s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('RHUMB_PORT', '8080') + '/readyz', timeout=5)"]
+ENTRYPOINT ["rhumb"]
+CMD ["serve"]
