@@ -51,7 +51,11 @@ def collect_documents() -> list[dict[str, Any]]:
             kept = chosen.get(identity)
             if kept is None or _rank(name) < _rank(kept[0]):
                 chosen[identity] = (name, value, kind)
-    documents = [_document(*entry) for entry in sorted(chosen.values(), key=lambda entry: entry[0])]
+    by_name: dict[str, Entry] = {}
+    for name, value, kind in chosen.values():
+        if kind != "module" or name not in by_name:  # unittest.main is a module, and the class that hides it
+            by_name[name] = (name, value, kind)
+    documents = [_document(*by_name[name]) for name in sorted(by_name)]
     return [document for document in documents if document is not None]
 
 
