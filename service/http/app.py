@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from rich.console import Console
 from starlette.exceptions import HTTPException
 
 from service import __version__
@@ -63,7 +64,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     stop_metrics = shared.metrics.serve(settings.host, settings.metrics_port) if settings.metrics_port else None
     try:
-        await asyncio.to_thread(shared.engine.warm_up)
+        with Console(stderr=True).status("compiling kernels, asking a canary"):
+            await asyncio.to_thread(shared.engine.warm_up)
         shared.readiness.enter(Phase.READY)
         yield
     finally:

@@ -4,13 +4,14 @@
 2. After ``drain_seconds``: no new connections; running requests finish, for at most ``shutdown_seconds``.
 3. The application closes: threads, cache, pipeline.
 
-A second signal skips to step 2.
+An interrupt from the keyboard, or a second signal, skips to step 2. Before the service has started, any signal ends it.
 """
 
 from __future__ import annotations
 
-import logging
 import math
+import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -22,8 +23,6 @@ from fastapi import FastAPI
 from service.http.protocol import bounded_head_protocol
 from service.http.readiness import Phase, Readiness
 from service.ops.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 75  # longer than the usual idle time of load balancers, so that they close first
 
@@ -66,13 +65,14 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self._on_started()
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; a second signal ends the draining, a third the waiting for running requests."""
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
+        """Begin to drain, or to leave, or stop waiting for what runs: a step further with every signal."""
         if not self.started:
-            super().handle_exit(sig, frame)
-        elif self._leave_at == math.inf:
-            self._readiness.enter(Phase.DRAINING)
-            self._leave_at = time.monotonic() + self._drain_seconds
+            os._exit(128 + sig)  # nothing was promised yet, and a kernel that compiles cannot be interrupted
+        self._readiness.enter(Phase.DRAINING)
+        if self._leave_at == math.inf:
+            drain_seconds = 0.0 if sig == signal.SIGINT else self._drain_seconds
+            self._leave_at = time.monotonic() + drain_seconds
         elif not self.should_exit:
             self.should_exit = True
         else:

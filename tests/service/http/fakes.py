@@ -135,7 +135,7 @@ def running(pipeline: Any, **changes: Any) -> Iterator[tuple[str, int, Server]]:
     server = Server(server_config(app, settings), app.state.shared.readiness, settings.drain_seconds, started.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
-    assert started.wait(60), "the server did not start"
+    assert started.wait(200), "the server did not start"
     try:
         yield f"http://127.0.0.1:{port}", port, server
     finally:

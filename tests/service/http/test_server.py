@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import threading
 import time
@@ -208,7 +209,7 @@ def test_shutdown_drains_then_finishes_what_runs() -> None:
     """Signal: not ready, still serving with `connection: close`; then no new connections; the running one ends well."""
     pipeline = FakePipeline()
     with running(pipeline, drain_seconds=1.0) as (url, port, server), ThreadPoolExecutor(2) as clients:
-        server.handle_exit(15, None)
+        server.handle_exit(signal.SIGTERM, None)
         assert httpx.get(f"{url}/readyz").status_code == 503
         answer = _ask(url, "still served")
         assert (answer.status_code, answer.headers["connection"]) == (200, "close")
@@ -240,7 +241,7 @@ def test_no_request_is_lost_while_the_service_goes() -> None:
         for client in clients:
             client.start()
         time.sleep(0.3)
-        server.handle_exit(15, None)
+        server.handle_exit(signal.SIGTERM, None)
         while httpx.get(f"{url}/readyz").status_code != 503:
             time.sleep(0.05)
         time.sleep(0.5)
@@ -262,11 +263,12 @@ def _hammer(url: str, outcomes: list[Any], noticed: threading.Event) -> None:
                 outcomes.append(repr(error))
 
 
-def test_second_signal_skips_the_draining() -> None:
+@pytest.mark.parametrize("signals", [[signal.SIGTERM, signal.SIGTERM], [signal.SIGINT]])
+def test_second_signal_or_the_keyboard_skips_the_draining(signals: list[int]) -> None:
     with running(FakePipeline(), drain_seconds=60) as (_, port, server):
-        server.handle_exit(2, None)
-        server.handle_exit(2, None)
-        wait_until(lambda: _refuses(port), seconds=5)
+        for number in signals:
+            server.handle_exit(number, None)
+        wait_until(lambda: _refuses(port))
 
 
 # ---------------------------------------------------------------- listening
