@@ -10,8 +10,9 @@ approximation closest to the vector (eq. 3-5):
 which is two matrix products for all codes of all rows. The choice is hard; gradients of eq. 7 reach every codebook
 through the chain of reflections.
 
-Beyond the paper, each switchable: dead codes are revived between epochs (the paper names collapse as a limit), and
-the learning rate falls to zero on a cosine. `paper_settings()` gives the plain version.
+Beyond the paper, each switchable: dead codes are revived between epochs (the paper names collapse as a limit), the
+learning rate falls to zero on a cosine, and neighbours are kept apart (`separation`). `paper_settings()` gives the
+plain version.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 from models.quantizers.base import FitReport, Quantizer, QuantizerSettings, mean_cosine, register
 from models.quantizers.kmeans import KMeansSettings, kmeans, nearest
 from models.quantizers.points import Points, unit
+from models.quantizers.separation import Separation
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class HHQSettings(QuantizerSettings):
         learning_rate: of Adam, in units of a unit vector's coordinates.
         decay: the learning rate falls to zero on a half cosine (the paper: constant).
         revive: codes that no document chose in an epoch move to the documents that are served worst.
+        separation: weight of the term that tells neighbours apart (see `models.quantizers.separation`); 0 without.
     """
 
     kmeans_iterations: int = 25
@@ -47,11 +50,12 @@ class HHQSettings(QuantizerSettings):
     learning_rate: float = 0.007
     decay: bool = True
     revive: bool = True
+    separation: float = 0.05
 
 
 def paper_settings(settings: HHQSettings) -> HHQSettings:
     """Give the same settings without what the paper does not have."""
-    return replace(settings, decay=False, revive=False)
+    return replace(settings, decay=False, revive=False, separation=0.0)
 
 
 @register
@@ -166,6 +170,7 @@ class _Trainer:
         self._generator = torch.Generator().manual_seed(quantizer.settings.seed)
         self._parameters = [codebook.clone().requires_grad_() for codebook in quantizer.codebooks]
         self._adam = torch.optim.Adam(self._parameters, lr=quantizer.settings.learning_rate)
+        self._separation = Separation(points, quantizer.settings.batch_size, self._generator)
         self._revived = 0
 
     def run(self, bar: Progress) -> tuple[list[float], int]:
@@ -182,6 +187,9 @@ class _Trainer:
         used = [torch.zeros(len(p), dtype=torch.bool, device=p.device) for p in self._parameters]
         total = 0.0
         worst: tuple[float, Tensor] = (math.inf, torch.empty(0))
+        if self._settings.separation and len(self._parameters) > 1:
+            codes = [encode_greedy(self._parameters[:-1], block) for _, block in self._points.blocks()]
+            self._separation.start_epoch(torch.cat(codes))
         shuffled = torch.randperm(self._points.rows, generator=self._generator)
         for rows in torch.split(shuffled, self._settings.batch_size):
             x_BD = self._points.take(rows)
@@ -198,14 +206,25 @@ class _Trainer:
 
     def _step(self, x_BD: Tensor, codes_BL: Tensor) -> Tensor:
         with torch.enable_grad():
-            cosine_B = torch.nn.functional.cosine_similarity(apply_codes(self._parameters, codes_BL), x_BD)
-            loss = 1 - cosine_B.mean()
+            codebooks = [unit(parameter) for parameter in self._parameters]  # gradients stay tangent to the sphere
+            cosine_B = (apply_codes(codebooks, codes_BL) * x_BD).sum(dim=1)
+            loss = 1 - cosine_B.mean() + self._apart(codebooks)
         self._adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch publishes no type for it
         self._adam.step()
         for parameter in self._parameters:
             parameter.copy_(unit(parameter))
         return cosine_B.detach()
+
+    def _apart(self, codebooks: list[Tensor]) -> Tensor | float:
+        """The weighted loss of the next cells; nothing where every document is alone in its cell."""
+        if not self._settings.separation or len(codebooks) == 1:
+            return 0.0
+        x_CD, prefixes_CL, cell_C = self._separation.next_cells()
+        if not len(x_CD):
+            return 0.0
+        approximation_CD = apply_codes(codebooks[:-1], prefixes_CL)
+        return self._settings.separation * Separation.loss(approximation_CD, x_CD, codebooks[-1], cell_C)
 
     def _revive(self, used: list[Tensor], x_BD: Tensor) -> None:
         """Move the unused codes of every level to what the worst rows of a batch lack at that level."""
