@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import make_bundle, make_documents, make_model
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -21,6 +20,7 @@ from models.free_decoding import decode_freely, log_softmax, valid_share
 from models.task import Settings, Task, make_task
 from service.index.bundle import open_bundle
 from service.search.pipeline import Pipeline, SearchOptions
+from tests.tiny import make_bundle, make_documents, make_model
 
 QUERIES = 12
 

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from tiny import make_bundle
 
 from models.lines import DataError
 from models.quantizers.quality import entropy_bits, gini, measure_sids
 from models.quantizers.report import load_sids, plot_report, print_report, report_sids, write_json
 from service.index.bundle import open_bundle
+from tests.tiny import make_bundle
 
 CODES = np.array([[0, 0], [0, 0], [0, 1], [1, 2], [2, -1], [2, -1]], dtype=np.int32)
 SIZES = (4, 3)
