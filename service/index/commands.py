@@ -1,4 +1,7 @@
-"""The commands of this room: `rhumb index` makes a bundle, `rhumb inspect` says what an artefact is."""
+"""The commands of this room: `rhumb index` makes a bundle, `rhumb inspect` says what an artefact is.
+
+Imports are local: `rhumb --help` shall not wait for onnxruntime and numba.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
-from rich.console import Console
 
-from service.index.artefact import ArtefactError
-from service.index.build import build_bundle
-from service.index.corpus import CorpusError, read_corpus
-from service.index.inspect import as_json, inspect_artefact, render
-from service.index.manifest import human_bytes
-from service.model.session import ModelError
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def register(app: typer.Typer) -> None:
@@ -40,33 +37,46 @@ def index(
 ) -> None:
     """Index a corpus with a model and publish the bundle. Needs no torch."""
     with errors_as_text():
+        from service.index.build import build_bundle
+        from service.index.corpus import read_corpus
+        from service.index.manifest import human_bytes
+
         given = None if vectors is None else _load_vectors(vectors)
         manifest = build_bundle(
             model, read_corpus(corpus), out, vectors=given, replace=replace, threads=threads, corpus=corpus.name
         )
-    size = human_bytes(sum(entry.bytes for entry in manifest.files.values()))
+        size = human_bytes(sum(entry.bytes for entry in manifest.files.values()))
     typer.echo(
         f"{out}: {manifest.documents} documents on {manifest.distinct_sids} semantic IDs, {size}. "
-        f"Serve it: rhumb serve --bundle {out}"
+        f"Serve it: rhumb serve {out}"
     )
 
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="Folder of a model or bundle.")],
-    as_json_text: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Verify a model or bundle and print what it is."""
     with errors_as_text():
+        from rich.console import Console
+
+        from service.index.inspect import inspect_artefact
+        from service.index.inspect_tables import render
+
         inspection = inspect_artefact(path)
-    if as_json_text:
-        typer.echo(json.dumps(as_json(inspection), indent=1))
-    else:
-        Console().print(render(inspection))
+        if as_json:
+            typer.echo(json.dumps(inspection.as_json(), indent=1))
+        else:
+            Console().print(render(inspection))
 
 
 @contextmanager
 def errors_as_text() -> Iterator[None]:
     """Turn errors about what the user gave into one paragraph on stderr and exit code 1, without a traceback."""
+    from service.index.artefact import ArtefactError
+    from service.index.corpus import CorpusError
+    from service.model.session import ModelError
+
     try:
         yield
     except (ArtefactError, CorpusError, ModelError, OSError) as error:
@@ -76,8 +86,12 @@ def errors_as_text() -> Iterator[None]:
 
 
 def _load_vectors(file: Path) -> NDArray[np.floating]:
+    import numpy as np
+
+    from service.index.artefact import ArtefactError
+
     try:
-        array: NDArray[np.floating] = np.load(file, mmap_mode="r", allow_pickle=False)
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         raise ArtefactError(f"'{file}' is not a .npy file of numbers ({error}): write it with numpy.save") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
