@@ -185,7 +185,8 @@ WITHOUT_TORCH = """
     from service.index.build import build_bundle
     from service.index.bundle import open_bundle
     from service.index.documents import Document
-    from service.index.inspect import inspect_artefact, render
+    from service.index.inspect import inspect_artefact
+    from service.index.inspect_tables import render
     from service.model.decoder import Decoder
     from service.model.encoder import Encoder
     documents = [Document(str(i), "", f"north {i}") for i in range(30)]
@@ -204,6 +205,25 @@ def test_indexing_and_decoding_need_neither_torch_nor_onnx(tiny_model: Path, tmp
     command = [sys.executable, "-c", textwrap.dedent(WITHOUT_TORCH), str(tiny_model), str(tmp_path / "bundle")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("answered\n", 0), done.stderr
+
+
+IMPORT_ALL = """
+    import importlib, pkgutil, sys
+    for name in ("torch", "transformers", "models", "loadtest", "onnx"):
+        sys.modules[name] = None
+    import service
+    found = [module.name for module in pkgutil.walk_packages(service.__path__, "service.")]
+    for name in found:
+        importlib.import_module(name)
+    print(len(found))
+"""
+
+
+def test_every_module_of_the_service_imports_without_torch() -> None:
+    command = [sys.executable, "-c", textwrap.dedent(IMPORT_ALL)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 30
 
 
 def test_metadata_survives(tiny_model: Path, tmp_path: Path) -> None:
