@@ -164,7 +164,10 @@ def load_backbone(name: str, dropout: float = 0.0) -> nn.Module:
     `dropout` replaces all dropout probabilities: on CPUs dropout inside attention costs more than attention.
     """
     from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()  # a missing pooling head is expected: pooling is ours
+    logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(name)
     for key, value in vars(config).items():
         if "dropout" in key and isinstance(value, float):

@@ -20,6 +20,7 @@ from models.retriever.recipe import ObjectiveTable, Stage
 
 Pair = tuple[int, int]  # row in the query texts, document position
 QUERIES_PER_DOCUMENT = 4  # most queries of one document in a contrast batch
+CLUMP = 16  # neighbours that go into a contrast batch together
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Work:
     queries: Texts
     documents: Texts
     pairs: list[Pair]
-    vectors_ND: Tensor  # every document's vector; contrast epochs refresh rows as they go
+    vectors_ND: Tensor  # every document's vector
     stage: Stage
     objective: ObjectiveTable
     device: str
@@ -50,40 +51,58 @@ class Work:
 
 
 def contrast_epoch(work: Work, seed: str) -> dict[str, float]:
-    """InfoNCE of queries against the whole corpus: fresh vectors for the batch's documents, remembered ones else.
+    """InfoNCE between queries and a batch's documents (DGI eq. 19); batches are made of clumps of neighbours.
 
-    Batches are of documents with all their queries, so a document is encoded once for several queries; rows of
-    `work.vectors_ND` are replaced as documents are encoded.
+    Every negative is encoded by the encoder as it is now: with remembered vectors as negatives the network learns to
+    tell fresh from stale instead of right from wrong. A document is encoded once for all its queries; rows of
+    `work.vectors_ND` are replaced as documents are encoded, so that the next epoch's clumps follow the encoder.
     """
     rng = random.Random(seed)  # noqa: S311  (sampling, not secrets)
     of_document: dict[int, list[int]] = {}
     for query, document in work.pairs:
         of_document.setdefault(document, []).append(query)
-    documents = sorted(of_document)
-    lengths = [len(work.documents.ids[document]) for document in documents]
     total, seen = 0.0, 0
     work.retriever.train()
-    for count, batch in enumerate(shuffled_batches(lengths, work.stage.batch, seed), 1):
-        rows_G = [documents[place] for place in batch]
-        pairs_B = [(q, d) for d in rows_G for q in _some(of_document[d], rng)]
-        pairs_B.sort(key=lambda pair: len(work.queries.ids[pair[0]]))
-        fresh_GD, _, _ = work.encode(work.documents, rows_G)
-        vector_BD = encode_in_blocks(work, [query for query, _ in pairs_B])
-        place_G = torch.tensor(rows_G, device=work.device)
-        keys_ND = work.vectors_ND.index_put((place_G,), fresh_GD)
-        label_B = torch.tensor([document for _, document in pairs_B], device=work.device)
-        loss = contrast(vector_BD, keys_ND, label_B, work.objective.temperature)
+    for count, rows_G in enumerate(clumped_batches(sorted(of_document), work.vectors_ND, work.stage.batch, rng), 1):
+        pairs_B = [(q, place) for place, d in enumerate(rows_G) for q in _some(of_document[d], rng)]
+        fresh_GD = encode_in_blocks(work, work.documents, rows_G)
+        vector_BD = encode_in_blocks(work, work.queries, [query for query, _ in pairs_B])
+        label_B = torch.tensor([place for _, place in pairs_B], device=work.device)
+        loss = contrast(vector_BD, fresh_GD, label_B, work.objective.temperature)
         work.step(loss, count % work.stage.accumulate == 0)
-        work.vectors_ND[place_G] = fresh_GD.detach()
+        work.vectors_ND[torch.tensor(rows_G, device=work.device)] = fresh_GD.detach()
         total, seen = total + float(loss.detach()) * len(pairs_B), seen + len(pairs_B)
         work.bar.update(work.task, advance=1, loss=f"{total / seen:.3f}")
     return {"contrast": total / seen}
 
 
-def encode_in_blocks(work: Work, rows_B: list[int], block: int = 64) -> Tensor:
-    """Vectors (B, D) of queries sorted by length, in blocks, so that short ones are not padded to the longest."""
-    blocks = [rows_B[start : start + block] for start in range(0, len(rows_B), block)]
-    return torch.cat([work.encode(work.queries, rows)[0] for rows in blocks])
+def clumped_batches(documents: list[int], vectors_ND: Tensor, size: int, rng: random.Random) -> list[list[int]]:
+    """Split documents into batches of clumps: a random document with its nearest ones that are still free.
+
+    Neighbours in one batch are each other's hard negatives. Costs one product of a vector with all vectors a clump.
+    """
+    vectors_GD = vectors_ND[torch.tensor(documents, device=vectors_ND.device)]
+    free = torch.ones(len(documents), dtype=torch.bool, device=vectors_ND.device)
+    clumps = []
+    for seed in rng.sample(range(len(documents)), len(documents)):
+        if not free[seed]:
+            continue
+        near = (vectors_GD @ vectors_GD[seed]).masked_fill(~free, -2.0)
+        near[seed] = 2.0
+        chosen = near.topk(min(CLUMP, int(free.sum()))).indices
+        free[chosen] = False
+        clumps.append([documents[place] for place in chosen.tolist()])
+    rng.shuffle(clumps)
+    order = [document for clump in clumps for document in clump]
+    return [sorted(order[start : start + size]) for start in range(0, len(order), size)]
+
+
+def encode_in_blocks(work: Work, texts: Texts, rows_B: list[int], block: int = 32) -> Tensor:
+    """Vectors (B, D) of texts, encoded in blocks of similar length so that short ones are not padded to the longest."""
+    order = sorted(range(len(rows_B)), key=lambda place: len(texts.ids[rows_B[place]]))
+    blocks = [order[start : start + block] for start in range(0, len(order), block)]
+    vectors_BD = torch.cat([work.encode(texts, [rows_B[place] for place in block])[0] for block in blocks])
+    return vectors_BD[torch.tensor(order, device=work.device).argsort()]
 
 
 def _some(queries: list[int], rng: random.Random) -> list[int]:

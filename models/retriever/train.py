@@ -229,13 +229,19 @@ def extras(run: Run) -> dict[str, Tensor]:
 def prepare(run: Run, stage: Stage) -> None:
     """Before a stage: encode the documents as the encoder stands; before the first decode stage, fit the codebooks."""
     run.best, run.best_score = {}, -1.0
-    run.vectors_ND = embed(run.retriever.encoder, run.material.documents, run.device, run.bf16, "documents")
+    vectors_ND = encode_documents(run) if run.vectors_ND is None else run.vectors_ND
     if stage.objective == "decode" and not run.fitted:
-        run.quantizer.fit(run.vectors_ND.cpu().numpy(), run.device)
+        run.quantizer.fit(vectors_ND.cpu().numpy(), run.device)
         run.fitted = True
         with torch.no_grad():
             run.retriever.tokens.copy_(torch.cat(run.quantizer.codebooks))
         run.retriever.tokens.requires_grad_(run.recipe.decoder.train_tokens)
+
+
+def encode_documents(run: Run) -> Tensor:
+    """Encode all documents with the encoder as it stands."""
+    run.vectors_ND = embed(run.retriever.encoder, run.material.documents, run.device, run.bf16, "documents")
+    return run.vectors_ND
 
 
 def make_tree(run: Run) -> CodeTree:
@@ -337,14 +343,19 @@ def run_epochs(
             one_epoch = contrast_epoch if stage.objective == "contrast" else decode_epoch
             losses = one_epoch(work, seed)
             scores = validate(run, work)
-            run.log(stage=stage.name, epoch=epoch + 1, **losses, **scores, seconds=time.monotonic() - began)
+            named = {f"{name}_loss": loss for name, loss in losses.items()} | {f"{k}_mrr": v for k, v in scores.items()}
+            run.log(stage=stage.name, epoch=epoch + 1, **named, seconds=time.monotonic() - began)
             without_gain = keep_best(run, stage, scores, without_gain)
             place = Place(number, epoch + 1, schedule.taken)
             save_checkpoint(checkpoint_path, place, fingerprint, run.retriever, optimizer, extras(run))
             if stage.patience and without_gain >= stage.patience:
                 break
     if run.best:
-        run.retriever.load_state_dict(run.best, strict=False)
+        run.retriever.load_state_dict(run.best)
+    if stage.encoder_lr:
+        work.vectors_ND = encode_documents(run)
+        if run.material.held_out:
+            run.log(stage=stage.name, exact_mrr=mean_reciprocal_rank(exact_ranks(work, run.material.held_out)))
     save_checkpoint(checkpoint_path, Place(number + 1), fingerprint, run.retriever, None, extras(run))
 
 
@@ -353,8 +364,8 @@ def validate(run: Run, work: Work) -> dict[str, float]:
     held_out = run.material.held_out
     if not held_out:
         return {}
-    if work.stage.objective == "contrast":
-        return {"exact": mean_reciprocal_rank(exact_ranks(work, held_out))}
+    if work.stage.objective == "contrast":  # documents are encoded again only when the stage is over
+        return {}
     wanted: dict[Scoring, float] = {
         "generative": run.recipe.objective.generative,
         "guided": run.recipe.objective.guided,
@@ -376,7 +387,7 @@ def keep_best(run: Run, stage: Stage, scores: dict[str, float], without_gain: in
 def publish_run(run: Run) -> Path:
     """Export both precisions."""
     if not run.fitted:
-        vectors = embed(run.retriever.encoder, run.material.documents, run.device, run.bf16, "documents")
+        vectors = run.vectors_ND if run.vectors_ND is not None else encode_documents(run)
         run.quantizer.fit(vectors.cpu().numpy(), run.device)
     run.retriever.to("cpu").eval()
     state = run.quantizer.state()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.retriever.network import KeyValue, Retriever
-from models.retriever.stages import Pair, Work
+from models.retriever.stages import Pair, Work, encode_in_blocks
 from service.index.centroids import build_centroids
 from service.index.trie import build_trie
 from service.search.tables import Scoring, WalkTables
@@ -58,7 +58,9 @@ class TorchStep:
 
 def exact_ranks(work: Work, pairs: Sequence[Pair]) -> NDArray[np.int64]:
     """Rank of each pair's document by exact cosine over all documents."""
-    vectors_QD = embed_pairs(work, pairs)[0]
+    work.retriever.eval()
+    with torch.no_grad():
+        vectors_QD = encode_in_blocks(work, work.queries, [query for query, _ in pairs])
     scores_QN = vectors_QD @ work.vectors_ND.T
     target = torch.tensor([document for _, document in pairs], device=work.device)
     own = scores_QN.gather(1, target[:, None])

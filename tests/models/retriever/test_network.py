@@ -1,0 +1,136 @@
+"""The decoder's two ways of running, and the exported graphs, give one answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from models.export import cache_names, export_decoder, export_encoder
+from models.retriever.network import Decoder, DecoderShape, Encoder, Retriever, load_backbone
+
+SHAPE = DecoderShape(layers=2, heads=2, width=16, embedding=12, memory=24, max_steps=5, dropout=0.3)
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_encoder: Path) -> Encoder:
+    torch.manual_seed(1)
+    return Encoder(load_backbone(str(tiny_encoder))).eval()
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    torch.manual_seed(2)
+    return Decoder(SHAPE).eval()
+
+
+def some_queries() -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(4, 60, (3, 9), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    return ids, mask
+
+
+def test_steps_with_caches_equal_teacher_forcing(encoder: Encoder, decoder: Decoder) -> None:
+    """Hidden states of a path are the same whether its positions are run at once or one by one."""
+    ids, mask = some_queries()
+    with torch.no_grad():
+        memories = decoder.memories(encoder(ids, mask)[1])
+        path = normalize(torch.randn(3, 4, 12), dim=-1)
+        whole = decoder(path, memories, mask)
+        past = [(torch.zeros(3, 1, 2, 0, 8),) * 2] * 2
+        for step in range(4):
+            hidden, past = decoder.step(path[:, step : step + 1], torch.tensor([step]), mask, memories, past)
+            torch.testing.assert_close(hidden[:, 0], whole[:, step], atol=1e-5, rtol=1e-4)
+
+
+def test_later_codes_do_not_change_earlier_states(encoder: Encoder, decoder: Decoder) -> None:
+    ids, mask = some_queries()
+    with torch.no_grad():
+        memories = decoder.memories(encoder(ids, mask)[1])
+        path = normalize(torch.randn(3, 4, 12), dim=-1)
+        changed = path.clone()
+        changed[:, 3] = -changed[:, 3]
+        before, after = decoder(path, memories, mask), decoder(changed, memories, mask)
+    torch.testing.assert_close(before[:, :3], after[:, :3])
+    assert not torch.allclose(before[:, 3], after[:, 3], atol=1e-3)
+
+
+def test_padding_tokens_change_nothing(encoder: Encoder, decoder: Decoder) -> None:
+    ids, mask = some_queries()
+    garbage = torch.where(mask == 1, ids, 7)
+    with torch.no_grad():
+        (vector, states), (other_vector, other_states) = encoder(ids, mask), encoder(garbage, mask)
+        path = normalize(torch.randn(3, 2, 12), dim=-1)
+        hidden = decoder(path, decoder.memories(states), mask)
+        other = decoder(path, decoder.memories(other_states), mask)
+    torch.testing.assert_close(vector, other_vector)
+    torch.testing.assert_close(hidden, other, atol=1e-5, rtol=1e-4)
+
+
+def test_onnx_graphs_equal_torch(encoder: Encoder, decoder: Decoder, tmp_path: Path) -> None:
+    """Float32 graphs agree with torch to 1e-4 for other shapes than they were traced with."""
+    export_encoder(encoder, decoder, tmp_path / "encoder.onnx")
+    export_decoder(decoder, tmp_path / "decoder.onnx")
+    ids, mask = some_queries()
+    encode = onnxruntime.InferenceSession(tmp_path / "encoder.onnx")
+    vector, *memory = encode.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+    with torch.no_grad():
+        expected, states = encoder(ids, mask)
+        memories = decoder.memories(states)
+    np.testing.assert_allclose(vector, expected.numpy(), atol=1e-4)
+    decode = onnxruntime.InferenceSession(tmp_path / "decoder.onnx")
+    embeddings = normalize(torch.randn(3, 6, 12), dim=-1)
+    past = [torch.randn(3, 6, 2, 2, 8) for _ in range(4)]
+    feed = {"embedding": embeddings.numpy(), "step": np.array([2]), "attention_mask": mask.numpy()}
+    feed |= dict(zip(cache_names("memory", 2), memory, strict=True))
+    feed |= {name: tensor.numpy() for name, tensor in zip(cache_names("past", 2), past, strict=True)}
+    hidden, *present = decode.run(None, feed)
+    with torch.no_grad():
+        pairs = [(past[0], past[1]), (past[2], past[3])]
+        wanted, wanted_present = decoder.step(embeddings, torch.tensor([2]), mask, memories, pairs)
+    np.testing.assert_allclose(hidden, wanted.numpy(), atol=1e-4)
+    np.testing.assert_allclose(present[2], wanted_present[1][0].numpy(), atol=1e-4)
+
+
+def test_int8_stays_near_float32(encoder: Encoder, decoder: Decoder, tmp_path: Path) -> None:
+    for int8 in (False, True):
+        export_encoder(encoder, decoder, tmp_path / f"{int8}.onnx", int8)
+    ids, mask = some_queries()
+    feed = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+    exact, rough = (
+        onnxruntime.InferenceSession(tmp_path / f"{i}.onnx").run(["vector"], feed)[0] for i in (False, True)
+    )
+    assert not np.array_equal(exact, rough)
+    assert (exact * rough).sum(1).min() > 0.97
+
+
+def test_export_leaves_training_mode_as_it_was(encoder: Encoder, decoder: Decoder, tmp_path: Path) -> None:
+    encoder.train()
+    export_encoder(encoder, decoder, tmp_path / "encoder.onnx")
+    assert encoder.training
+    encoder.eval()
+    decoder.eval()
+    export_encoder(encoder, decoder, tmp_path / "encoder.onnx")
+    assert not encoder.training
+    assert not decoder.training
+
+
+def test_dropout_of_a_loaded_encoder_is_what_was_asked_for(tiny_encoder: Path) -> None:
+    rates = {m.p for m in load_backbone(str(tiny_encoder), 0.25).modules() if isinstance(m, torch.nn.Dropout)}
+    assert rates == {0.25}
+
+
+def test_a_width_that_heads_do_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="width 10 is not divisible by 4 heads"):
+        DecoderShape(width=10, heads=4)
+
+
+def test_levels_of_tokens(encoder: Encoder, decoder: Decoder) -> None:
+    retriever = Retriever(encoder, decoder, (3, 2), (20.0, 3.0, 40.0))
+    assert retriever.level_of_token.tolist() == [0, 0, 0, 1, 1]
+    torch.testing.assert_close(retriever.log_weight.exp(), torch.full((2,), 40.0))

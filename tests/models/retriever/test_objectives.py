@@ -1,0 +1,147 @@
+"""Objectives against plain restatements that walk a dictionary trie."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import normalize
+
+from models.retriever.objectives import CodeTree, Scales, build_tree, contrast, step_losses, unguided_loss
+
+SIZES = (4, 3, 3)
+OFFSETS = (0, 4, 7)
+TOKENS = 10
+
+
+def some_sids(seed: int, documents: int = 30) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.stack([o + rng.integers(0, k, documents) for o, k in zip(OFFSETS, SIZES, strict=True)], 1)
+
+
+def some_tree(seed: int) -> tuple[CodeTree, np.ndarray, np.ndarray]:
+    sids = some_sids(seed)
+    vectors = np.random.default_rng(seed + 1).normal(size=(len(sids), 6)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return build_tree(sids, vectors, TOKENS, "cpu"), sids, vectors
+
+
+def under(sids: np.ndarray, prefix: tuple[int, ...]) -> list[int]:
+    return [row for row, sid in enumerate(sids) if tuple(sid[: len(prefix)]) == prefix]
+
+
+def plain_loss(sids: np.ndarray, document: int, level: int, logit: dict[int, float]) -> float:
+    """HHQ eq. 10 by a dictionary: minus the log of the target's share among the tokens that follow the prefix."""
+    followers = {int(sid[level]) for sid in sids[under(sids, tuple(sids[document, :level]))]}
+    total = sum(math.exp(logit[token]) for token in followers)
+    return -math.log(math.exp(logit[int(sids[document, level])]) / total)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), level=st.integers(0, 2))
+def test_csft_is_the_share_among_valid_children(seed: int, level: int) -> None:
+    """Generative and guided losses are those of a dictionary trie with centroids averaged by hand."""
+    tree, sids, vectors = some_tree(seed)
+    rng = np.random.default_rng(seed)
+    documents = rng.integers(0, len(sids), 5)
+    cosine = rng.uniform(-1, 1, (5, TOKENS))
+    query = rng.normal(size=(5, 6))
+    query /= np.linalg.norm(query, axis=1, keepdims=True)
+    scales = Scales(*(torch.tensor(rng.uniform(1, 5, TOKENS)) for _ in range(3)))
+    got = step_losses(
+        tree, level, torch.tensor(documents), torch.tensor(cosine), torch.tensor(query).float(), scales, smoothing=0.0
+    )
+    wanted = [0.0, 0.0]
+    for row, document in enumerate(documents):
+        alone, both = {}, {}
+        for token in range(TOKENS):
+            members = under(sids, (*sids[document, :level].tolist(), token))
+            centroid = vectors[members].sum(0) if members else np.zeros(6)
+            near = query[row] @ (centroid / max(np.linalg.norm(centroid), 1e-12))
+            alone[token] = float(scales.alone[token]) * cosine[row, token]
+            both[token] = float(scales.beside[token]) * cosine[row, token] + float(scales.weight[token]) * near
+        wanted[0] += plain_loss(sids, document, level, alone)
+        wanted[1] += plain_loss(sids, document, level, both)
+    assert [float(x) for x in got] == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+
+
+def test_tree_holds_every_prefix_once() -> None:
+    tree, sids, _ = some_tree(3)
+    prefixes = {tuple(sid[:length]) for sid in sids for length in range(1, 4)}
+    assert len(tree.token) == len(prefixes) + 1
+    children = defaultdict(set)
+    for sid in sids:
+        for length in range(3):
+            children[tuple(sid[:length])].add(int(sid[length]))
+    for document, sid in enumerate(sids):
+        for level in range(3):
+            node = int(tree.path[document, level])
+            block = tree.token[int(tree.child_start[node]) : int(tree.child_start[node + 1])]
+            assert set(block.tolist()) == children[tuple(sid[:level])]
+
+
+def test_variable_lengths_end_early() -> None:
+    """A document whose SID has ended costs nothing at deeper levels."""
+    sids = np.array([[0, 4, 7], [0, 5, -1], [1, 4, 8], [0, 4, 9]])
+    vectors = np.eye(4, dtype=np.float32)
+    tree = build_tree(sids, vectors, TOKENS, "cpu")
+    assert tree.path[1].tolist()[-1] == -1
+    scales = Scales(*(torch.ones(TOKENS) for _ in range(3)))
+    zero = step_losses(tree, 2, torch.tensor([1]), torch.rand(1, TOKENS), torch.rand(1, 4), scales, 0.0)
+    some = step_losses(tree, 2, torch.tensor([0]), torch.rand(1, TOKENS), torch.rand(1, 4), scales, 0.0)
+    assert [float(x) for x in zero] == [0.0, 0.0]
+    assert min(float(x) for x in some) > 0.1
+
+
+def test_smoothing_gives_a_share_to_near_children() -> None:
+    """Smoothed loss at the root restated: 0.9 of the hard loss, 0.1 spread by exp(20 cosine of centroids)."""
+    tree, sids, vectors = some_tree(8)
+    scales = Scales(*(torch.full((TOKENS,), 2.0) for _ in range(3)))
+    cosine = torch.rand(1, TOKENS, generator=torch.Generator().manual_seed(2))
+    got, _ = step_losses(tree, 0, torch.tensor([4]), cosine, torch.zeros(1, 6), scales, 0.1)
+    tokens = sorted({int(token) for token in sids[:, 0]})
+    sums = {token: vectors[under(sids, (token,))].sum(0) for token in tokens}
+    centroid = {token: total / np.linalg.norm(total) for token, total in sums.items()}
+    target = int(sids[4, 0])
+    total = sum(math.exp(2 * float(cosine[0, token])) for token in tokens)
+    log_p = {token: 2 * float(cosine[0, token]) - math.log(total) for token in tokens}
+    near = {token: math.exp(20 * float(centroid[token] @ centroid[target])) for token in tokens}
+    spread = sum(near[token] / sum(near.values()) * log_p[token] for token in tokens)
+    assert float(got) == pytest.approx(-0.9 * log_p[target] - 0.1 * spread, rel=1e-4)
+
+
+@pytest.mark.parametrize("predecessor", [True, False])
+def test_looser_masks(predecessor: bool) -> None:
+    """The target's share among tokens seen after its predecessor, or among all of its level."""
+    tree, sids, _ = some_tree(21)
+    levels = torch.arange(3).repeat_interleave(torch.tensor(SIZES))
+    cosine = torch.rand(4, TOKENS, generator=torch.Generator().manual_seed(1))
+    scales = Scales(*(torch.full((TOKENS,), 3.0) for _ in range(3)))
+    documents = [0, 5, 9, 2]
+    got = unguided_loss(tree, 1, torch.tensor(documents), cosine, scales, levels, predecessor)
+    wanted = 0.0
+    for row, document in enumerate(documents):
+        before = sids[document, 0]
+        allowed = {int(s[1]) for s in sids if s[0] == before} if predecessor else set(range(4, 7))
+        total = sum(math.exp(3 * float(cosine[row, token])) for token in allowed)
+        wanted -= math.log(math.exp(3 * float(cosine[row, int(sids[document, 1])])) / total)
+    assert float(got) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_contrast_is_the_log_share_of_the_own_document() -> None:
+    """DGI eq. 19 by a loop, with a known second relevant document left out of the sum."""
+    generator = torch.Generator().manual_seed(4)
+    queries, keys = (normalize(torch.randn(n, 5, generator=generator), dim=1) for n in (3, 7))
+    label = torch.tensor([0, 6, 2])
+    known = torch.zeros(3, 7, dtype=torch.bool)
+    known[1, 3] = True
+    wanted = 0.0
+    for row in range(3):
+        terms = [math.exp(float(queries[row] @ keys[j]) / 0.1) for j in range(7) if not known[row, j]]
+        wanted -= math.log(math.exp(float(queries[row] @ keys[label[row]]) / 0.1) / sum(terms)) / 3
+    assert float(contrast(queries, keys, label, 0.1, known)) == pytest.approx(wanted, rel=1e-5)

@@ -1,0 +1,179 @@
+"""A whole run on a tiny encoder: learns, resumes to the same result, publishes models that index and answer."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import models.retriever.train as training
+from models.data import load_dataset
+from models.retriever.batches import embed, tokenize
+from models.retriever.network import Encoder, load_backbone
+from models.retriever.recipe import Recipe, RecipeError, load_recipe, parse_recipe
+from models.retriever.train import load_tokenizer
+from service.index.build import build_bundle
+from service.index.bundle import open_bundle, open_model
+from service.model.encoder import Encoder as ServedEncoder
+from service.search.pipeline import Pipeline, SearchOptions
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the TorchScript exporter, about itself
+
+
+def tiny_recipe(folder: Path, **changes: Any) -> Recipe:
+    table: dict[str, Any] = {
+        "name": "tiny",
+        "text": {"max_query_tokens": 16, "max_document_tokens": 32},
+        "encoder": {"name": str(folder), "freeze_embeddings": False},
+        "quantizer": {"system": "hhq", "level_sizes": [8, 8]},
+        "decoder": {"layers": 1, "heads": 2, "width": 16, "dropout": 0.1},
+        "pseudo_queries": {"per_document": 2},
+        "dev_share": 0.1,
+        "bf16": False,
+        "stage": [
+            {"name": "tune", "objective": "contrast", "epochs": 2, "batch": 16, "encoder_lr": 1e-3},
+            {"name": "decode", "objective": "decode", "epochs": 4, "batch": 32, "decoder_lr": 3e-3, "patience": 4},
+        ],
+    }
+    return parse_recipe(table | changes)
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_encoder: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    training.run(tiny_recipe(tiny_encoder), [tiny_data], out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def learnt(tiny_encoder: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is long enough to learn its sixty documents."""
+    out = tmp_path_factory.mktemp("learnt")
+    stages = [
+        {"name": "tune", "objective": "contrast", "epochs": 25, "batch": 60, "encoder_lr": 5e-3},
+        {"name": "decode", "objective": "decode", "epochs": 25, "batch": 64, "decoder_lr": 5e-3},
+    ]
+    training.run(tiny_recipe(tiny_encoder, stage=stages), [tiny_data], out)
+    return out
+
+
+def test_losses_fall(learnt: Path) -> None:
+    rows = log_of(learnt)
+    tune = [row["contrast_loss"] for row in rows if "contrast_loss" in row]
+    decode = [row["guided_loss"] for row in rows if "guided_loss" in row]
+    assert tune[-1] < 0.7 * tune[0]
+    assert decode[-1] < 0.85 * decode[0]
+    assert all(row["guided"] >= 0 for row in rows if row["stage"] == "decode")
+
+
+@pytest.mark.parametrize("precision", ["model", "model-int8"])
+def test_models_index_and_answer(learnt: Path, tiny_data: Path, tmp_path: Path, precision: str) -> None:
+    """A published model makes a bundle, and a train query finds its document by every scoring the model offers."""
+    dataset = load_dataset(tiny_data, splits=["train"])
+    build_bundle(learnt / precision, dataset.documents, tmp_path / "bundle", threads=1, progress=False)
+    pairs = dataset.pairs("train")[:40]
+    with closing(open_bundle(tmp_path / "bundle")) as bundle, closing(Pipeline(bundle, threads=1)) as pipeline:
+        assert set(bundle.manifest.model.scorings) == {"geometric", "generative", "guided"}
+        for scoring in bundle.manifest.model.scorings:
+            options = SearchOptions(top_k=5, beam_width=20, scoring=scoring)
+            answers = pipeline.search([dataset.queries[query] for query, _ in pairs], options)
+            found = [
+                dataset.documents[d].id in [h.id for h in a.hits] for (_, d), a in zip(pairs, answers, strict=True)
+            ]
+            assert np.mean(found) > 0.6
+
+
+def test_int8_and_float32_give_the_same_first_ids_mostly(trained: Path) -> None:
+    """Both precisions are the same model: same tokens, same quantizer, other weights in the graphs only."""
+    whole, small = open_model(trained / "model"), open_model(trained / "model-int8")
+    assert np.array_equal(np.load(whole.path / "tokens.npy"), np.load(small.path / "tokens.npy"))
+    assert (small.path / "encoder.onnx").stat().st_size < (whole.path / "encoder.onnx").stat().st_size
+
+
+@pytest.mark.parametrize("cut", ["tune", "decode"])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    trained: Path, tiny_encoder: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    """A run that dies in the second epoch of a stage and is started again publishes bit-equal tensors."""
+    epochs = 0
+    name = f"{'contrast' if cut == 'tune' else 'decode'}_epoch"
+    whole = getattr(training, name)
+
+    def dies_in_second(*arguments: Any) -> Any:
+        nonlocal epochs
+        epochs += 1
+        if epochs == 2:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    monkeypatch.setattr(training, name, dies_in_second)
+    with pytest.raises(KeyboardInterrupt):
+        training.run(tiny_recipe(tiny_encoder), [tiny_data], tmp_path)
+    monkeypatch.setattr(training, name, whole)
+    training.run(tiny_recipe(tiny_encoder), [tiny_data], tmp_path)
+    assert (tmp_path / "model/encoder.onnx").read_bytes() == (trained / "model/encoder.onnx").read_bytes()
+    assert (tmp_path / "model/decoder.onnx").read_bytes() == (trained / "model/decoder.onnx").read_bytes()
+    assert (tmp_path / "model/tokens.npy").read_bytes() == (trained / "model/tokens.npy").read_bytes()
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(trained: Path, tiny_encoder: Path, tiny_data: Path) -> None:
+    with pytest.raises(ValueError, match="of another recipe, seed or data set"):
+        training.run(tiny_recipe(tiny_encoder, seed=9), [tiny_data], trained)
+
+
+def test_a_moving_encoder_is_held_by_its_anchor(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """With `encoder_lr` a decode stage moves the encoder; a strong anchor keeps documents nearer to where they were."""
+    dataset = load_dataset(tiny_data, splits=["train"])
+    encoder = Encoder(load_backbone(str(tiny_encoder)))
+    texts = tokenize(load_tokenizer(str(tiny_encoder)), [f"{d.title} {d.text}" for d in dataset.documents], 32)
+    start = embed(encoder, texts, "cpu", False, "documents").numpy()
+    kept = {}
+    for anchor in (0.0, 50.0):
+        stage = {"name": "both", "objective": "decode", "epochs": 3, "batch": 32, "encoder_lr": 3e-3, "anchor": anchor}
+        model = open_model(training.run(tiny_recipe(tiny_encoder, stage=[stage]), [tiny_data], tmp_path / str(anchor)))
+        served = ServedEncoder(model.encoder_file, model.tokenizer_file, model.manifest.text, 1)
+        kept[anchor] = float((served.encode_documents([(d.title, d.text) for d in dataset.documents]) * start).sum(1).mean())
+    assert kept[0.0] < kept[50.0]
+
+
+def test_a_model_without_a_decoder_offers_geometry_only(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> None:
+    stages = [{"name": "tune", "objective": "contrast", "epochs": 1, "batch": 16, "encoder_lr": 1e-3}]
+    recipe = tiny_recipe(tiny_encoder, decoder={"layers": 0}, stage=stages)
+    model = open_model(training.run(recipe, [tiny_data], tmp_path))
+    assert model.manifest.scorings == ("geometric",)
+    assert not (model.path / "decoder.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colour": 1}, r"colour: unknown key; allowed here: .*quantizer"),
+        ({"decoder": {"depth": 2}}, r"decoder.depth: unknown key; allowed here: dropout, heads, layers"),
+        ({"objective": {"constraint": "none"}}, "guided = 1.0 needs constraint = 'trie'"),
+        ({"pseudo_queries": {"source": "file"}}, "source 'file' needs path"),
+        ({"stage": []}, "stage"),
+        ({"dev_share": 0.9}, "dev_share"),
+    ],
+)
+def test_recipes_are_refused_by_name(tiny_encoder: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        tiny_recipe(tiny_encoder, **changes)
+
+
+def test_a_missing_recipe_names_the_shipped_ones() -> None:
+    with pytest.raises(RecipeError, match="no recipe 'nonsense': give a TOML file, or one of:"):
+        load_recipe("nonsense")
+
+
+def test_an_empty_encoder_name_is_refused(tiny_data: Path, tmp_path: Path, tiny_encoder: Path) -> None:
+    recipe = tiny_recipe(tiny_encoder, encoder={"name": ""})
+    with pytest.raises(RecipeError, match=r"encoder\.name is empty"):
+        training.run(recipe, [tiny_data], tmp_path)
