@@ -92,6 +92,7 @@ def _walk_rows(bundle: Bundle, pipeline: Pipeline, task: Task, settings: Setting
     rows: list[Row] = []
     with progress_bar("walks", len(scorings) * len(settings.beams) * len(task.ids)) as advance:
         for scoring in scorings:
+            pipeline.search(task.texts[:1], SearchOptions(scoring=scoring))  # compile kernels before any clock runs
             for beam in settings.beams:
                 walk = walk_once(pipeline, task, scoring, beam, settings.batch, advance)
                 shares = known_share(walk, bundle, sids), free.get(beam) if scoring == "generative" else None

@@ -20,6 +20,7 @@ from models.quantizers.base import CodeArray, tokens_to_codes
 from models.quantizers.quality import SidQuality, measure_sids
 
 SHOWN_COLLISIONS = 8
+MAX_BARS = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,5 +217,9 @@ def _plot_hourglass(axes: Any, quality: SidQuality) -> None:
 
 def _plot_collisions(axes: Any, quality: SidQuality) -> None:
     sizes = sorted(quality.collisions)
-    axes.bar([str(size) for size in sizes], [quality.collisions[size] for size in sizes])
+    bars = {str(size): quality.collisions[size] for size in sizes[:MAX_BARS]}
+    if rest := sizes[MAX_BARS:]:
+        bars[f"{rest[0]}+"] = sum(quality.collisions[size] for size in rest)
+    axes.bar(list(bars), list(bars.values()))
     axes.set(xlabel="documents on a SID", ylabel="SIDs", yscale="log")
+    axes.set_ylim(bottom=0.8)  # a single SID is a visible bar
