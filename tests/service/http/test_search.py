@@ -146,6 +146,14 @@ async def test_whatever_changes_the_answer_changes_the_key(
     assert len(pipeline.searches) == (1 if is_same else 2)
 
 
+async def test_other_history_is_another_question(client: httpx.AsyncClient) -> None:
+    for history in (["a", "b"], ["b", "a"], ["ab", "c"], ["a b"]):
+        answer = await client.post("/v1/search", json={"query": "x", "history": history})
+        assert answer.json()["cached"] is False
+    again = await client.post("/v1/search", json={"query": "x", "history": ["b", "a"]})
+    assert again.json()["cached"] is True
+
+
 async def test_key_does_not_depend_on_composition(client: httpx.AsyncClient, pipeline: FakePipeline) -> None:
     await client.post("/v1/search", json={"query": "caf\u00e9"})
     answer = await client.post("/v1/search", json={"query": "cafe\u0301"})

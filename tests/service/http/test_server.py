@@ -158,15 +158,28 @@ def _ask(url: str, query: str) -> httpx.Response:
 # ---------------------------------------------------------------- readiness
 
 
-def test_readiness_sends_a_canary_past_a_full_queue() -> None:
+def test_probes_within_a_second_share_one_canary() -> None:
     pipeline = FakePipeline()
-    with running(pipeline, concurrency=1, max_in_flight=1) as (url, _, _):
+    with running(pipeline) as (url, _, _):
         pipeline.searches.clear()
-        assert httpx.get(f"{url}/readyz").status_code == 200
-        assert len(pipeline.searches) == 1
         for _ in range(10):
-            httpx.get(f"{url}/readyz")
-        assert len(pipeline.searches) <= 2, "probes within a second share one canary"
+            assert httpx.get(f"{url}/readyz").status_code == 200
+        assert 1 <= len(pipeline.searches) <= 3
+
+
+def test_full_queue_is_not_taken_for_a_broken_service() -> None:
+    """Under load the canary goes past the waiting requests: a busy replica must not be taken out of service."""
+    pipeline = FakePipeline()
+    pipeline.holds_canary = False
+    settings = {"concurrency": 1, "max_in_flight": 1, "ready_timeout_seconds": 5}
+    with running(pipeline, **settings) as (url, _, _), ThreadPoolExecutor(1) as clients:
+        pipeline.may_go.clear()
+        busy = clients.submit(_ask, url, "long")
+        wait_until(lambda: pipeline.searches and pipeline.searches[-1][0] == ["long"])
+        assert httpx.get(f"{url}/readyz", timeout=10).status_code == 200
+        assert _ask(url, "too many").status_code == 503
+        pipeline.may_go.set()
+        assert busy.result().status_code == 200
 
 
 def test_broken_pipeline_is_not_ready_and_a_mended_one_is() -> None:
