@@ -1,6 +1,7 @@
 # make serve: install, index this Python's documentation, serve it on http://127.0.0.1:8080
 # make test, make lint: what continuous integration runs
-# make bench, make train: the measurements, and the shipped model anew
+# make bench: the measurements, with their goals
+# make train ARGS="DATA --out runs/mine": train on a folder in the BEIR layout
 # make clean: remove what the targets above made
 
 PYTHON ?= python3
@@ -33,7 +34,9 @@ lint: $(DEVELOPING)
 	$(BIN)/yamllint --strict --config-file deploy/yamllint.yml docker-compose.yml deploy
 
 bench: $(DEVELOPING)
-	$(BIN)/rhumb bench $(ARGS)
+	$(BIN)/rhumb bench trie
+	$(BIN)/rhumb bench hamming
+	$(BIN)/rhumb bench search "$$($(BIN)/rhumb demo --prepare)"
 
 train: $(DEVELOPING)
 	$(BIN)/rhumb train $(ARGS)

@@ -19,6 +19,7 @@ from service import __version__
 from service.http.engine import Engine
 from service.http.limits import BodyLimits
 from service.http.observe import Observe
+from service.http.openapi import describe
 from service.http.problems import Problem, on_http_exception, on_problem, on_validation_error
 from service.http.readiness import Phase, Readiness
 from service.http.rendering import SearchPipeline
@@ -43,6 +44,7 @@ def create_app(pipeline: SearchPipeline, settings: Settings) -> FastAPI:
     app = FastAPI(
         title="Rhumbline", version=__version__, description=DESCRIPTION, lifespan=_lifespan, redirect_slashes=False
     )
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]  # FastAPI's documented way to change the page
     app.state.settings = settings
     app.state.shared = Shared(engine, readiness, metrics, _request_limits(settings), settings.ready_timeout_seconds)
     app.include_router(search_router)

@@ -14,12 +14,11 @@ from starlette.responses import Response
 
 from service import __version__
 from service.http.engine import Engine, Search, Timings
-from service.http.problems import MEDIA_TYPE, Problem, invalid
+from service.http.problems import Problem, invalid
 from service.http.readiness import Readiness
 from service.http.schemas import (
     SEARCH_EXAMPLES,
     BatchAnswer,
-    ProblemDetails,
     QueryAnswer,
     SearchAnswer,
     SearchRequest,
@@ -58,14 +57,13 @@ def _shared(request: Request) -> Shared:
 
 FromApp = Annotated[Shared, Depends(_shared)]
 
-_PROBLEM: Final[dict[str, Any]] = {"model": ProblemDetails, "content": {MEDIA_TYPE: {}}}
 _BODY_PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
-    400: {**_PROBLEM, "description": "Not JSON, or JSON with duplicate keys, NaN or too much nesting."},
-    408: {**_PROBLEM, "description": "The body took too long to arrive."},
-    413: {**_PROBLEM, "description": "The body is too large."},
-    415: {**_PROBLEM, "description": "Not `application/json`, or compressed."},
-    422: {**_PROBLEM, "description": "A field breaks its rule."},
-    503: {**_PROBLEM, "description": "Too many requests in flight: try again after `Retry-After` seconds."},
+    400: {"description": "Not JSON, or JSON with duplicate keys, NaN or too much nesting."},
+    408: {"description": "The body took too long to arrive."},
+    413: {"description": "The body is too large."},
+    415: {"description": "Not `application/json`, or compressed."},
+    422: {"description": "A field breaks its rule."},
+    503: {"description": "Too many requests in flight: try again after `Retry-After` seconds."},
 }
 
 search_router = APIRouter(prefix="/v1", tags=["search"])
@@ -99,7 +97,7 @@ async def search(
     "/documents/{document_id:path}",
     summary="A stored document by its id",
     response_model=StoredDocument,
-    responses={404: {**_PROBLEM, "description": "No document has this id."}},
+    responses={404: {"description": "No document has this id."}},
 )
 async def document(
     document_id: Annotated[str, Path(description="The id; slashes in it stay as they are.")], shared: FromApp
@@ -148,7 +146,7 @@ async def livez() -> dict[str, str]:
 @service_router.get(
     "/readyz",
     summary="Whether the service takes work",
-    responses={503: {**_PROBLEM, "description": "Starting, draining, or not answering its canary query."}},
+    responses={503: {"description": "Starting, draining, or not answering its canary query."}},
 )
 async def readyz(shared: FromApp) -> dict[str, str]:
     """Send a canary query through the whole pipeline, at most once a second."""

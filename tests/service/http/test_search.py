@@ -228,6 +228,9 @@ async def test_openapi_has_examples_that_the_service_accepts(client: httpx.Async
     for example in content["examples"].values():
         assert (await client.post("/v1/search", json=example["value"])).status_code == 200
     assert {"400", "413", "415", "422", "503"} <= set(page["paths"]["/v1/search"]["post"]["responses"])
+    assert set(page["paths"]["/v1/search"]["post"]["responses"]["422"]["content"]) == {"application/problem+json"}
+    assert "422" not in page["paths"]["/v1/documents/{document_id}"]["get"]["responses"]
+    assert "HTTPValidationError" not in json.dumps(page)
     assert {"/livez", "/readyz", "/info", "/metrics", "/v1/documents/{document_id}"} <= set(page["paths"])
 
 
