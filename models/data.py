@@ -85,7 +85,7 @@ def load_dataset(folder: Path | str, splits: Sequence[str] | None = None, histor
 
     Args:
         folder: holds corpus.jsonl, queries.jsonl and qrels/*.tsv.
-        splits: names of qrels files to read; all of them when None.
+        splits: names of qrels files to read; all of them when None; with none a bare corpus will do.
         history: keep at most so many of the latest earlier items of a query; 0 keeps none.
 
     Raises:
@@ -94,11 +94,12 @@ def load_dataset(folder: Path | str, splits: Sequence[str] | None = None, histor
     """
     folder = Path(folder)
     paths = _qrels_paths(folder, splits)
-    for path in (folder / "corpus.jsonl", folder / "queries.jsonl", *paths.values()):
+    bare = not paths and not (folder / "queries.jsonl").exists()
+    for path in (folder / "corpus.jsonl", *(() if bare else (folder / "queries.jsonl", *paths.values()))):
         if not path.is_file():
             raise DataError(f"{path}: no such file; a data set needs corpus.jsonl, queries.jsonl and qrels/<split>.tsv")
     documents = list(read_corpus(folder / "corpus.jsonl"))
-    queries = {query.id: query for query in read_queries(folder / "queries.jsonl")}
+    queries = {} if bare else {query.id: query for query in read_queries(folder / "queries.jsonl")}
     position = {document.id: i for i, document in enumerate(documents)}
     qrels = {split: _checked_qrels(path, queries, position) for split, path in paths.items()}
     titles = {document.id: document.title or document.text for document in documents}

@@ -155,7 +155,7 @@ def path_losses(work: Work, vector_BD: Tensor, states: Tensor, mask: Tensor, doc
     return {"generative": generative / len(documents_B), "guided": guided / len(documents_B)}
 
 
-def anchor_loss(work: Work, seed: str, count: int = 64) -> Tensor:
+def anchor_loss(work: Work, seed: str, count: int = 16) -> Tensor:
     """Mean 1 - cosine between re-encoded documents and the vectors their SIDs were made from."""
     if not work.stage.anchor:
         return work.vectors_ND.new_zeros(())
