@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
 import socket
-import subprocess
 import time
 import unicodedata
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +15,7 @@ from redis.asyncio import Redis
 
 from service.ops import cache as cache_module
 from service.ops.cache import ENTRY_OVERHEAD_BYTES, LocalCache, RedisCache, answer_key
+from tests.service.ops.redis_server import RedisServer, run_redis
 
 parts_strategy = st.lists(st.text(st.characters(codec="utf-8"), max_size=6), max_size=5)
 
@@ -83,33 +81,9 @@ async def test_local_cache_of_no_entries_keeps_nothing() -> None:
 
 
 @pytest.fixture(scope="module")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    binary = shutil.which("redis-server")
-    if binary is None:
-        pytest.skip("no redis-server on PATH (apt-get install redis-server)")
-    folder: Path = tmp_path_factory.mktemp("redis")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)],
-        stdout=subprocess.DEVNULL,
-    )
-    _wait_for(port)
-    yield f"redis://127.0.0.1:{port}/0", process
-    process.kill()
-    process.wait()
-
-
-def _wait_for(port: int) -> None:
-    for _ in range(100):
-        try:
-            socket.create_connection(("127.0.0.1", port), 0.2).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise RuntimeError(f"nothing listens on {port}")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with run_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 def connect(url: str, ttl_seconds: float = 60, timeout_seconds: float = 0.5) -> RedisCache:
@@ -118,7 +92,7 @@ def connect(url: str, ttl_seconds: float = 60, timeout_seconds: float = 0.5) -> 
 
 
 @pytest.fixture
-async def redis_cache(redis_server: tuple[str, subprocess.Popen[bytes]]) -> AsyncIterator[RedisCache]:
+async def redis_cache(redis_server: RedisServer) -> AsyncIterator[RedisCache]:
     cache = connect(redis_server[0])
     yield cache
     await cache.close()
@@ -130,7 +104,7 @@ async def test_redis_keeps_what_it_got(redis_cache: RedisCache) -> None:
 
 
 async def test_two_processes_share_answers(
-    redis_cache: RedisCache, redis_server: tuple[str, subprocess.Popen[bytes]]
+    redis_cache: RedisCache, redis_server: RedisServer
 ) -> None:
     await redis_cache.put_many({"shared": b"yes"})
     other = connect(redis_server[0])
@@ -138,7 +112,7 @@ async def test_two_processes_share_answers(
     await other.close()
 
 
-async def test_redis_answers_expire(redis_server: tuple[str, subprocess.Popen[bytes]]) -> None:
+async def test_redis_answers_expire(redis_server: RedisServer) -> None:
     cache = connect(redis_server[0], ttl_seconds=0.05)
     await cache.put_many({"brief": b"1"})
     await asyncio.sleep(0.2)
@@ -147,7 +121,7 @@ async def test_redis_answers_expire(redis_server: tuple[str, subprocess.Popen[by
 
 
 async def test_foreign_type_under_our_key_is_a_miss(
-    redis_cache: RedisCache, redis_server: tuple[str, subprocess.Popen[bytes]]
+    redis_cache: RedisCache, redis_server: RedisServer
 ) -> None:
     client = Redis.from_url(redis_server[0])
     await client.rpush("rhumb:answer:list", "x")  # type: ignore[misc]
@@ -234,7 +208,7 @@ async def test_garbage_on_the_wire_is_a_miss(noise: bytes) -> None:
 
 
 async def test_a_failed_cache_recovers(
-    redis_server: tuple[str, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGSTOP hangs a real server in the middle of its life; after SIGCONT and the rest, answers come again."""
     monkeypatch.setattr(cache_module, "REST_SECONDS", 0.2)
