@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from dataclasses import dataclass
 from email.message import Message as ContentType
 
@@ -18,6 +19,7 @@ from service.http.strict_json import check_json
 
 METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 DRAIN_BYTES = 16 << 20  # read and dropped after a 413, so that the client sees the answer and not a reset connection
+DECLARED_LENGTH = re.compile(r"[0-9]{1,15}")
 CLOSE = {"connection": "close"}  # the rest of the body must not be taken for the next request
 
 
@@ -65,7 +67,7 @@ class BodyLimits:
     async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
         """Return the body, or None as soon as it is too large."""
         declared = headers.get("content-length", "0")
-        if len(declared) > 15 or not declared.isdigit() or int(declared) > self.max_bytes:
+        if not DECLARED_LENGTH.fullmatch(declared) or int(declared) > self.max_bytes:
             return None
         body, more = bytearray(), True
         while more:
