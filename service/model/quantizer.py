@@ -10,7 +10,8 @@ Letters: N documents, D dimensions, L levels, K codes of a level, T tokens (sum 
 
 All kinds read the tensor `codebooks` (T, D'). The tensors `projection.weight_i` (out, in) and `projection.bias_i`,
 where given, are layers of an MLP with ReLU between them that is applied to the vectors first (RQ-VAE's encoder,
-D → D').
+D → D'). The tensors `length_rule.*`, where given, say which of the chosen codes a document keeps: see
+`service.model.lengths`.
 """
 
 from __future__ import annotations
@@ -21,15 +22,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.model import lengths
+from service.model.lengths import Codes, LengthRule
+from service.model.lengths import QuantizerError as QuantizerError
+
 Matrix = NDArray[np.float32]
-Codes = NDArray[np.int32]
 Chooser = Callable[[Matrix, list[Matrix]], Codes]
 
 BLOCK_FLOATS = 1 << 24  # of the largest table of a block: 64 MiB
-
-
-class QuantizerError(ValueError):
-    """Vectors, tensors and level sizes do not fit together; the message gives the numbers and the remedy."""
 
 
 def assign_sids(
@@ -49,21 +49,22 @@ def assign_sids(
         advance: called with the number of vectors done, for a progress bar.
 
     Returns:
-        Tokens (N, L) int32: level offset + code. (Kinds of variable length pad with -1.)
+        Tokens (N, L) int32: level offset + code, packed to the left; shorter SIDs are padded with -1.
 
     Raises:
         QuantizerError: unknown kind or tensor, or sizes that do not fit together.
     """
     choose = _chooser(kind)
-    codebooks, layers = _checked(kind, tensors, level_sizes)
+    codebooks, layers, rule = _checked(kind, tensors, level_sizes)
     _check_vectors(vectors_ND, layers[0][0].shape[1] if layers else codebooks[0].shape[1])
-    offsets_L = np.cumsum([0, *level_sizes[:-1]]).astype(np.int32)
+    chosen_first = [codebooks[level] for level in rule.order]
     tokens_NL = np.empty((len(vectors_ND), len(level_sizes)), np.int32)
     widest = max(*level_sizes, *(len(bias) for _, bias in layers), codebooks[0].shape[1])
     rows = max(1, BLOCK_FLOATS // widest)
     for start in range(0, len(vectors_ND), rows):
         block = _project(np.asarray(vectors_ND[start : start + rows], np.float32), layers)
-        tokens_NL[start : start + len(block)] = choose(block, codebooks) + offsets_L
+        codes = rule.arrange(choose(block, chosen_first))
+        tokens_NL[start : start + len(block)] = lengths.pack(codes, level_sizes)
         if advance is not None:
             advance(len(block))
     return tokens_NL
@@ -72,30 +73,23 @@ def assign_sids(
 def reconstruct(
     tokens_NL: NDArray[np.integer[Any]], kind: str, tensors: Mapping[str, NDArray[Any]], level_sizes: Sequence[int]
 ) -> Matrix:
-    """Return the points (N, D') float32 that semantic IDs stand for; a padded level (-1) changes nothing.
+    """Return the points (N, D') float32 that semantic IDs stand for; a level without a token changes nothing.
 
     For `householder` they are unit vectors; for the residual kinds sums of codewords (in the projected space where
     there is a projection).
 
     Raises:
-        QuantizerError: as `assign_sids`, or a token that its level does not have.
+        QuantizerError: as `assign_sids`, a token that no level has, or two tokens of one level in a row.
     """
     _chooser(kind)
-    codebooks, _ = _checked(kind, tensors, level_sizes)
+    codebooks, _, rule = _checked(kind, tensors, level_sizes)
+    codes_NL = lengths.unpack(tokens_NL, level_sizes)
     points_ND = np.zeros((len(tokens_NL), codebooks[0].shape[1]), np.float32)
-    offset = 0
-    for level, codebook in enumerate(codebooks):
-        used_N = tokens_NL[:, level] >= 0
-        codes = tokens_NL[used_N, level] - offset
-        if codes.size and (codes.min() < 0 or codes.max() >= len(codebook)):
-            raise QuantizerError(
-                f"level {level} has tokens {offset} to {offset + len(codebook) - 1}, "
-                f"got {codes.min() + offset} to {codes.max() + offset}"
-            )
-        chosen = codebook[codes]
-        reflects = kind == "householder" and level > 0
+    for step, level in enumerate(rule.order):
+        used_N = codes_NL[:, level] >= 0
+        chosen = codebooks[level][codes_NL[used_N, level]]
+        reflects = kind == "householder" and step > 0
         points_ND[used_N] = _reflect(points_ND[used_N], chosen) if reflects else points_ND[used_N] + chosen
-        offset += len(codebook)
     return points_ND
 
 
@@ -166,8 +160,8 @@ def _chooser(kind: str) -> Chooser:
 
 def _checked(
     kind: str, tensors: Mapping[str, NDArray[Any]], level_sizes: Sequence[int]
-) -> tuple[list[Matrix], list[tuple[Matrix, Matrix]]]:
-    """Return the codebooks of all levels and the layers of the projection."""
+) -> tuple[list[Matrix], list[tuple[Matrix, Matrix]], LengthRule]:
+    """Return the codebooks of all levels, the layers of the projection and the length rule."""
     if "codebooks" not in tensors:
         raise QuantizerError(f"a {kind} quantizer needs the tensor 'codebooks', got {sorted(tensors)}: export it again")
     table = np.asarray(tensors["codebooks"], np.float32)
@@ -177,10 +171,10 @@ def _checked(
             f"(sum {sum(level_sizes)}): export the model again"
         )
     layers = _layers(tensors)
-    if unknown := sorted(tensors.keys() - {"codebooks"} - _layer_names(len(layers))):
+    if unknown := sorted(tensors.keys() - {"codebooks"} - lengths.NAMES - _layer_names(len(layers))):
         raise QuantizerError(f"quantizer tensors {unknown} are unknown to a {kind} quantizer: upgrade rhumbline")
     _check_chain(layers, table.shape[1])
-    return np.split(table, np.cumsum(level_sizes)[:-1]), layers
+    return np.split(table, np.cumsum(level_sizes)[:-1]), layers, lengths.read_rule(tensors, level_sizes)
 
 
 def _layers(tensors: Mapping[str, NDArray[Any]]) -> list[tuple[Matrix, Matrix]]:

@@ -154,7 +154,15 @@ def test_what_does_not_fit_together_is_refused(
         assign_sids(unit_rows(4, dimensions, 0), kind, tensors, SIZES)
 
 
-@pytest.mark.parametrize("row", [[7, 8, 12], [0, 3, 12], [0, 8, 21]])
-def test_a_token_of_another_level_is_refused(row: list[int]) -> None:
-    with pytest.raises(QuantizerError, match=r"level \d has tokens"):
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ([7, 8, 12], "level 1 has tokens 7 to 11"),
+        ([0, 3, 12], "level 0 has tokens 0 to 6"),
+        ([12, 8, -1], "level 1 has tokens 7 to 11"),
+        ([0, 8, 21], "tokens 0 to 20, got 0 to 21"),
+    ],
+)
+def test_a_token_of_another_level_is_refused(row: list[int], words: str) -> None:
+    with pytest.raises(QuantizerError, match=words):
         reconstruct(np.array([row]), "residual", GOOD, SIZES)
