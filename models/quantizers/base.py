@@ -57,12 +57,14 @@ class Quantizer(ABC):
         system: the name in recipes.
         kind: how the service assigns codes (see `QuantizerState`).
         settings_class: the frozen dataclass that a recipe's table fills.
+        in_vector_space: whether codewords live beside the vectors, so that a retriever can read and predict them.
         codebooks: one (K, D) float32 tensor a level, once fitted.
     """
 
     system: ClassVar[str]
     kind: ClassVar[str]
     settings_class: ClassVar[type[QuantizerSettings]]
+    in_vector_space: ClassVar[bool] = True
 
     def __init__(self, settings: QuantizerSettings | None = None) -> None:
         self._settings = self.settings_class() if settings is None else settings
