@@ -130,7 +130,7 @@ def known_share(walk: Walk, bundle: Bundle, sids: set[tuple[int, ...]]) -> float
     """Give the share of returned semantic IDs that some document of the index has; None without any."""
     offsets = bundle.manifest.model.level_offsets
     known = [
-        tuple(code + first for code, first in zip(hit.sid, offsets, strict=False)) in sids
+        tuple(code + first for code, first in zip(hit.sid, offsets, strict=False) if code >= 0) in sids
         for row in walk.hits
         for hit in row
     ]

@@ -5,6 +5,7 @@ Legend: Q queries, B beams, K results, E token dimensions.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from time import perf_counter
 
@@ -152,8 +153,7 @@ class Pipeline:
 
     def _codes(self, position: int) -> tuple[int, ...]:
         """Return a document's semantic ID as codes per level."""
-        tokens = self.bundle.trie.sid(position)
-        return tuple(token - first for token, first in zip(tokens, self.tables.level_offsets, strict=False))
+        return codes_by_level(self.bundle.trie.sid(position), self.tables.level_offsets)
 
 
 class StageClock:
@@ -182,6 +182,15 @@ class StageClock:
             return hidden_QBE
 
         return run
+
+
+def codes_by_level(tokens: Sequence[int], level_offsets: Sequence[int]) -> tuple[int, ...]:
+    """Return a SID's codes down to its last level; -1 for a level that it leaves out. A token says its own level."""
+    codes: list[int] = []
+    for token in tokens:
+        level = bisect_right(level_offsets, token) - 1
+        codes += [-1] * (level - len(codes)) + [token - level_offsets[level]]
+    return tuple(codes)
 
 
 def tables_of(bundle: Bundle) -> WalkTables:
