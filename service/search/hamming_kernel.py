@@ -32,13 +32,13 @@ def select(keys_C: Words, count: int, k: int, bound: int, tally_T: Tally) -> tup
         keys_C: a buffer in document order; changed in place.
         count: keys that it holds, at least k.
         k: keys to keep.
-        bound: above all distances.
+        bound: no distance is greater.
         tally_T: scratch, longer than the greatest possible distance.
 
     Returns:
         keys kept (k), and the k-th smallest distance.
     """
-    tally_T[:bound] = 0
+    tally_T[: bound + 1] = 0
     for i in range(count):
         tally_T[keys_C[i] >> np.uint64(32)] += 1
     limit, nearer = 0, 0
@@ -48,19 +48,22 @@ def select(keys_C: Words, count: int, k: int, bound: int, tally_T: Tally) -> tup
     ties = k - nearer
     kept = 0
     for i in range(count):
-        distance = np.int64(keys_C[i] >> np.uint64(32))
-        if distance < limit or (distance == limit and ties > 0):
-            ties -= distance == limit
-            keys_C[kept] = keys_C[i]
-            kept += 1
+        # Without branches: which keys stay is a coin toss, and a mispredicted one costs more than a needless store.
+        key = keys_C[i]
+        distance = int(key >> np.uint64(32))
+        tie = int(distance == limit) & int(ties > 0)
+        ties -= tie
+        keys_C[kept] = key
+        kept += int(distance < limit) | tie
     return kept, np.uint64(limit)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def admit(
     mask: np.uint32,
     first_position: int,
-    distances_V: Words,
+    distances: Words,
+    at: int,
     query: int,
     k: int,
     keys_QC: Words,
@@ -68,11 +71,14 @@ def admit(
     thresholds_Q: Words,
     tally_T: Tally,
 ) -> None:
-    """Put the documents that `mask` marks into a query's buffer; lower its threshold whenever the buffer fills."""
+    """Put the documents that `mask` marks into a query's buffer; lower its threshold whenever the buffer fills.
+
+    The distances of the block's 32 documents lie in `distances` from `at` on.
+    """
     while mask:
         document = trailing_zeros(mask)
         mask &= mask - np.uint32(1)
-        distance = distances_V[document]
+        distance = distances[at + document]
         if distance < thresholds_Q[query]:
             count = counts_Q[query]
             keys_QC[query, count] = (distance << np.uint64(32)) | np.uint64(first_position + document)
@@ -154,11 +160,13 @@ def scan_blocks(
                 if scan_block_for_four(
                     codes_GWV, block * stride, words, queries_QW, query, thresholds_Q, distances, masks
                 ):
-                    live = eligible_documents(block, documents, eligible)
+                    live = np.uint32(0xFFFFFFFF)
+                    if len(eligible) or 32 * block + 32 > documents:
+                        live = eligible_documents(block, documents, eligible)
                     for j in range(GROUP):
                         if masks[j] & live:
                             admit(
-                                masks[j] & live, 32 * block, distances[32 * j :], query + j, k,
+                                masks[j] & live, 32 * block, distances, 32 * j, query + j, k,
                                 keys_QC, counts_Q, thresholds_Q, tally_T,
                             )  # fmt: skip
         for query in range(grouped, queries):
@@ -167,7 +175,7 @@ def scan_blocks(
                     codes_GWV, block * stride, words, queries_QW, query, thresholds_Q, distances, masks
                 ):
                     live = eligible_documents(block, documents, eligible)
-                    admit(masks[0] & live, 32 * block, distances, query, k, keys_QC, counts_Q, thresholds_Q, tally_T)
+                    admit(masks[0] & live, 32 * block, distances, 0, query, k, keys_QC, counts_Q, thresholds_Q, tally_T)
 
 
 @njit(cache=True, nogil=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.model.layout import CodeError
 from service.model.packing import from_blocks, to_blocks
-from service.search import hamming
+from service.search import hamming, hamming_kernel
 from service.search.hamming import HammingIndex, KernelName, Nearest, hamming_topk
 
 Words = npt.NDArray[np.uint64]
@@ -127,6 +127,18 @@ def test_descending_distances_make_every_document_a_candidate(kernel: KernelName
     queries = np.zeros((4, 1), np.uint64)
     with HammingIndex.from_codes(codes, kernel=kernel) as index:
         assert_same(hamming_topk(index, queries, 50), brute_force(codes, queries, 50))
+
+
+@given(distances=st.lists(st.integers(0, 64), min_size=1, max_size=60), k=st.integers(1, 60))
+@settings(max_examples=100, deadline=None)
+def test_selection_is_a_stable_sort_whatever_the_scratch_held(distances: list[int], k: int) -> None:
+    k = min(k, len(distances))
+    keys = np.array([(d << 32) | i for i, d in enumerate(distances)], np.uint64)
+    tally = np.full(65, -1_000_000, np.int32)
+    kept, limit = hamming_kernel.select(keys, len(keys), k, max(distances), tally)
+    expected = sorted((d, i) for i, d in enumerate(distances))[:k]
+    assert keys[:kept].tolist() == [(d << 32) | i for d, i in sorted(expected, key=lambda pair: pair[1])]
+    assert int(limit) == expected[-1][0]
 
 
 def test_a_read_only_map_is_searched_in_place(tmp_path: Path) -> None:
