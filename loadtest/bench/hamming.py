@@ -42,6 +42,7 @@ QUERIES = (1, 32, 1000)
 KS = (10, 100)
 HUGE = 2_000_000  # documents; above it only 12 words, and no FP32 (3 KB a document)
 ROUNDS = 9
+TABLE_COLUMNS = 110  # of a terminal or of a file, where rich would assume 80 and cut the figures
 Words = npt.NDArray[np.uint64]
 
 
@@ -59,7 +60,7 @@ def run(
         widths: words of a code; default 12, 20, 24, 36. Sizes above two millions run at 12 words only.
         quick: 10^4 and 10^5 documents, 12 and 36 words, 1 and 32 queries, k 10: seconds instead of minutes.
         plot: PNG file to write.
-        console: where the tables go; default stdout.
+        console: where the tables go; default stdout, wide enough for all columns.
 
     Returns:
         The medians of every workload.
@@ -68,7 +69,7 @@ def run(
         ValueError: no such workload.
         RuntimeError: a contender found other distances than we did.
     """
-    console = console or Console()
+    console = console or Console(width=max(TABLE_COLUMNS, Console().width))
     corpora = _corpora(
         tuple(sizes or (SIZES[:2] if quick else SIZES)), tuple(widths or ((12, 36) if quick else WIDTHS))
     )
