@@ -114,7 +114,7 @@ def make_mix(environment: Any, **_: Any) -> None:
     environment.mix = Mix(queries, options.zipf, options.misses, options.seed)
 
 
-class Searcher(FastHttpUser):  # type: ignore[misc]
+class Searcher(FastHttpUser):
     """Someone who searches, reads a moment, now and then opens a document, and rarely asks several things at once."""
 
     wait_time = between(0.1, 1.0)
