@@ -125,6 +125,18 @@ class Quantizer(ABC):
         codebooks = torch.cat(self.codebooks).cpu().numpy()
         return QuantizerState(self.kind, {"codebooks": codebooks, **self._extra_tensors()}, self.level_sizes)
 
+    def learnt(self) -> dict[str, torch.Tensor]:
+        """Give everything that was learnt, by name, for the checkpoint of a training run; nothing before `fit`."""
+        if not self.codebooks:
+            return {}
+        extra = {name: torch.from_numpy(array) for name, array in self._extra_tensors().items()}
+        return {f"codebook.{level}": book.detach() for level, book in enumerate(self.codebooks)} | extra
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `learnt` gave."""
+        self.codebooks = [tensors[f"codebook.{level}"] for level in range(len(self.level_sizes))]
+        self._take_extra_tensors({n: t.numpy() for n, t in tensors.items() if not n.startswith("codebook.")})
+
     @classmethod
     def from_state(cls, state: QuantizerState) -> Self:
         """Make a fitted quantizer again from `state()` (its training settings are not part of a state).

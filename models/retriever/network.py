@@ -197,6 +197,7 @@ class Retriever(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.level_sizes = level_sizes
+        self.unit_heads = True  # off: tokens keep their length in products (DGI without scaled cosine)
         width = decoder.shape.embedding if decoder is not None else 1
         self.start = nn.Parameter(torch.randn(width) * 0.02)
         self.tokens = nn.Parameter(F.normalize(torch.randn(sum(level_sizes), width), dim=-1), requires_grad=False)
@@ -207,8 +208,8 @@ class Retriever(nn.Module):
         self.register_buffer("level_of_token", levels, persistent=False)
 
     def unit_tokens(self) -> Tensor:
-        """Token embeddings (T, E) of unit length."""
-        return F.normalize(self.tokens, dim=-1)
+        """Token embeddings (T, E) of unit length; as they are without `unit_heads`."""
+        return F.normalize(self.tokens, dim=-1) if self.unit_heads else self.tokens
 
     def hidden(self, states_QSM: Tensor, mask_QS: Tensor, sids_QL: Tensor) -> Tensor:
         """Unit hidden states (Q, L, E) before each code of the paths `sids_QL` (tokens, padded with -1)."""

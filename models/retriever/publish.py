@@ -46,7 +46,7 @@ def publish_model(
 
 
 def token_table(retriever: Retriever) -> np.ndarray:
-    """Unit token embeddings (T, E) float32 with the start vector as row T."""
+    """Unit token embeddings (T, E) float32 (see `Retriever.unit_tokens`) with the start vector as row T."""
     rows = [retriever.unit_tokens().detach().cpu().numpy(), retriever.start.detach().cpu().numpy()[None]]
     return np.concatenate(rows).astype(np.float32)
 
@@ -76,7 +76,7 @@ def describe(
     return ModelManifest.model_validate(
         fields
         | {
-            "dimensions": int(quantizer.tensors["codebooks"].shape[1]),
+            "dimensions": int(quantizer.tensors.get("projection.weight_0", quantizer.tensors["codebooks"]).shape[1]),
             "level_sizes": quantizer.level_sizes,
             "quantizer": QuantizerSettings(kind=quantizer.kind),
             "decoder": shape,

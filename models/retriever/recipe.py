@@ -79,21 +79,48 @@ class ObjectiveTable(Table):
         return self
 
 
+class JointTable(Table):
+    """`[joint]`: DGI's joint training; the weights of next-token and InfoNCE losses stand in `[objective]`.
+
+    reconstruction, local, diversity: weights of eq. 17, 18 and 20 (the paper: 1 each). beta: of eq. 18 (not given).
+    temperature_start, temperature_end: of Gumbel-softmax, annealed exponentially over the stage.
+    straight_through: hard codes with copied gradients instead of soft codes. share: heads are the codebooks.
+    gradient_log_steps: optimizer steps between two lines of gradient norms in log.jsonl.
+    """
+
+    reconstruction: float = Field(default=1.0, ge=0)
+    local: float = Field(default=1.0, ge=0)
+    diversity: float = Field(default=1.0, ge=0)
+    beta: float = Field(default=0.25, ge=0)
+    temperature_start: float = Field(default=1.0, gt=0)
+    temperature_end: float = Field(default=0.1, gt=0)
+    straight_through: bool = False
+    share: bool = True
+    gradient_log_steps: int = Field(default=50, ge=1)
+
+    @model_validator(mode="after")
+    def _cools(self) -> JointTable:
+        if self.temperature_end > self.temperature_start:
+            raise ValueError(f"temperature rises from {self.temperature_start} to {self.temperature_end}: it must fall")
+        return self
+
+
 class Stage(Table):
-    """`[[stage]]`: `contrast` tunes the encoder on queries and documents; `decode` trains the decoder on paths.
+    """`[[stage]]`: `contrast` tunes the encoder, `decode` trains the decoder on paths, `joint` also the codebooks.
 
     `batch` counts documents in `contrast` (all their queries come along) and queries in `decode`. A `decode` stage with
     `encoder_lr > 0` moves the encoder too, held near its document vectors by `anchor`.
     """
 
     name: str
-    objective: Literal["contrast", "decode"]
+    objective: Literal["contrast", "decode", "joint"]
     queries: Literal["pseudo", "real", "both"] = "both"
     epochs: int = Field(ge=1, le=1000)
     batch: int = Field(default=256, ge=2)
     accumulate: int = Field(default=1, ge=1)
     encoder_lr: float = Field(default=0.0, ge=0)
     decoder_lr: float = Field(default=5e-4, ge=0)
+    quantizer_lr: float = Field(default=5e-4, ge=0)
     anchor: float = Field(default=0.0, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     patience: int = Field(default=0, ge=0)
@@ -102,6 +129,10 @@ class Stage(Table):
     def _something_learns(self) -> Stage:
         if self.objective == "contrast" and not self.encoder_lr:
             raise ValueError(f"stage {self.name!r}: a contrast stage trains the encoder, encoder_lr must be above 0")
+        if self.objective == "joint" and (self.patience or self.anchor):
+            raise ValueError(f"stage {self.name!r}: patience and anchor have no meaning while codes move: remove them")
+        if self.objective != "joint" and "quantizer_lr" in self.model_fields_set:
+            raise ValueError(f"stage {self.name!r}: quantizer_lr belongs to joint stages, this one is {self.objective}")
         return self
 
 
@@ -116,6 +147,7 @@ class Recipe(Table):
     decoder: DecoderTable = DecoderTable()
     pseudo_queries: PseudoTable = PseudoTable()
     objective: ObjectiveTable = ObjectiveTable()
+    joint: JointTable = JointTable()
     stage: tuple[Stage, ...] = Field(min_length=1)
     dev_share: float = Field(default=0.05, ge=0, lt=0.5)
     bf16: bool = True
@@ -123,6 +155,24 @@ class Recipe(Table):
     licences: tuple[str, ...] = ()
     fusion_weight: float = Field(default=20.0, ge=0)
     default_scoring: Literal["generative", "geometric", "guided"] = "guided"
+
+    @model_validator(mode="after")
+    def _joint_stages_fit(self) -> Recipe:
+        joint = [stage.objective == "joint" for stage in self.stage]
+        if not any(joint):
+            if "joint" in self.model_fields_set:
+                raise ValueError("[joint] is given, but no stage has objective = 'joint'")
+            return self
+        if (system := self.quantizer.get("system")) != "dgi":
+            raise ValueError(f"a joint stage needs quantizer.system = 'dgi', not {system!r}")
+        if not self.decoder.layers:
+            raise ValueError("a joint stage needs a decoder: decoder.layers is 0")
+        if self.objective.constraint != "none" and self.stage[-1].objective == "joint":
+            raise ValueError(
+                "a joint stage predicts codes among all of a level: set objective.constraint = 'none' and guided = 0, "
+                f"or end with a decode stage that trains with constraint = {self.objective.constraint!r}"
+            )
+        return self
 
 
 def load_recipe(name_or_path: str) -> Recipe:

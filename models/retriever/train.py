@@ -13,7 +13,9 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +25,10 @@ from torch import Tensor
 
 from models.data import Dataset, load_dataset
 from models.quantizers.base import Quantizer, codes_to_tokens, make_quantizer, progress_bar
+from models.quantizers.gumbel import Gumbel
 from models.retriever.batches import StateCache, Texts, embed, tokenize
 from models.retriever.checkpoint import Place, load_checkpoint, save_checkpoint
+from models.retriever.joint import GradientLog, Joint, joint_epoch, tie_codebooks, untie_codebooks
 from models.retriever.network import Decoder, DecoderShape, Encoder, Retriever, load_backbone
 from models.retriever.objectives import CodeTree, build_tree
 from models.retriever.pseudo_queries import generate_pseudo_queries, read_pseudo_queries, sample_extractive
@@ -143,6 +147,12 @@ def start_run(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: st
     backbone = load_backbone(recipe.encoder.name, recipe.encoder.dropout)
     freeze(backbone, recipe)
     quantizer = make_quantizer({"seed": recipe.seed} | recipe.quantizer)
+    if (
+        not quantizer.in_vector_space
+        and not recipe.decoder.train_tokens
+        and "train_tokens" in recipe.decoder.model_fields_set
+    ):
+        raise RecipeError(f"codes of {quantizer.system} are no vectors to read: decoder.train_tokens must be true")
     dimensions = int(backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]  # transformers is untyped here
     table, objective = recipe.decoder, recipe.objective
     shape = DecoderShape(
@@ -160,6 +170,7 @@ def start_run(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: st
         quantizer.level_sizes,
         (objective.scale, objective.guided_scale, objective.guided_weight),
     )
+    retriever.unit_heads = not isinstance(quantizer, Gumbel) or quantizer.settings.scaled_cosine
     out.mkdir(parents=True, exist_ok=True)
     return Run(recipe, material, retriever.to(device), tokenizer, out, device, quantizer)
 
@@ -212,30 +223,31 @@ def restore(run: Run, model: dict[str, Tensor], extra: dict[str, Tensor]) -> Non
     run.retriever.load_state_dict(model)
     if "vectors" in extra:
         run.vectors_ND = extra["vectors"].to(run.device)
-    books = sorted((name for name in extra if name.startswith("codebook.")), key=lambda name: int(name.split(".")[1]))
-    run.quantizer.codebooks = [extra[name] for name in books]
-    run.fitted = bool(books)
+    learnt = {name.removeprefix("quantizer."): t for name, t in extra.items() if name.startswith("quantizer.")}
+    run.fitted = bool(learnt)
+    if learnt:
+        run.quantizer.restore(learnt)
     run.best = {name.removeprefix("best."): t for name, t in extra.items() if name.startswith("best.")}
     run.best_score = float(extra["best_score"]) if "best_score" in extra else -1.0
 
 
 def extras(run: Run) -> dict[str, Tensor]:
     """What a checkpoint keeps beside the network."""
-    kept = {f"codebook.{level}": book for level, book in enumerate(run.quantizer.codebooks)}
+    kept = {f"quantizer.{name}": tensor for name, tensor in run.quantizer.learnt().items()}
     kept |= {f"best.{name}": tensor for name, tensor in run.best.items()} | {"best_score": torch.tensor(run.best_score)}
     return kept | ({"vectors": run.vectors_ND} if run.vectors_ND is not None else {})
 
 
 def prepare(run: Run, stage: Stage) -> None:
-    """Before a stage: encode the documents as the encoder stands; before the first decode stage, fit the codebooks."""
+    """Before a stage: encode the documents as the encoder stands; before codes are first needed, fit the codebooks."""
     run.best, run.best_score = {}, -1.0
     vectors_ND = encode_documents(run) if run.vectors_ND is None else run.vectors_ND
-    if stage.objective == "decode" and not run.fitted:
+    if stage.objective != "contrast" and not run.fitted:
         run.quantizer.fit(vectors_ND.cpu().numpy(), run.device)
         run.fitted = True
-        with torch.no_grad():
-            run.retriever.tokens.copy_(torch.cat(run.quantizer.codebooks))
-        run.retriever.tokens.requires_grad_(run.recipe.decoder.train_tokens)
+        if run.quantizer.in_vector_space:
+            with torch.no_grad():
+                run.retriever.tokens.copy_(torch.cat(run.quantizer.codebooks))
 
 
 def encode_documents(run: Run) -> Tensor:
@@ -272,15 +284,30 @@ class Schedule:
         self.taken += 1
 
 
+def parameter_groups(run: Run, stage: Stage) -> list[dict[str, Any]]:
+    """What a stage trains: encoder, decoder with scales and tokens, codebooks; each with its learning rate."""
+    retriever, joint = run.retriever, stage.objective == "joint"
+    free = run.recipe.decoder.train_tokens or not run.quantizer.in_vector_space
+    retriever.tokens.requires_grad_(joint or free)
+    books: list[Tensor] = []
+    if joint and isinstance(run.quantizer, Gumbel):
+        books = tie_codebooks(retriever, run.quantizer, run.recipe.joint.share)
+    encoder = [p for p in retriever.encoder.parameters() if p.requires_grad]
+    heads = [p for name, p in retriever.named_parameters() if not name.startswith("encoder.") and p.requires_grad]
+    heads = [p for p in heads if all(p is not book for book in books)]
+    rates = {"encoder": stage.encoder_lr, "decoder": stage.decoder_lr, "quantizer": stage.quantizer_lr}
+    trained = {
+        "encoder": encoder if stage.encoder_lr else [],
+        "decoder": heads if stage.objective != "contrast" else [],
+        "quantizer": books,
+    }
+    return [{"params": p, "lr": rates[name], "peak": rates[name], "name": name} for name, p in trained.items() if p]
+
+
 def set_up(run: Run, stage: Stage) -> tuple[Work, torch.optim.Optimizer, Schedule]:
     """Make what the epochs of a stage share."""
     retriever = run.retriever
-    encoder = [p for p in retriever.encoder.parameters() if p.requires_grad]
-    heads = [p for name, p in retriever.named_parameters() if not name.startswith("encoder.") and p.requires_grad]
-    groups = [{"params": encoder, "lr": stage.encoder_lr, "peak": stage.encoder_lr}] if stage.encoder_lr else []
-    if stage.objective == "decode":
-        groups.append({"params": heads, "lr": stage.decoder_lr, "peak": stage.decoder_lr})
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(run, stage), weight_decay=0.01, fused=True)
     pairs = run.material.pairs(stage.queries)
     if not pairs:
         raise RecipeError(f"stage {stage.name!r} asks for {stage.queries} queries, and the data have none")
@@ -288,10 +315,13 @@ def set_up(run: Run, stage: Stage) -> tuple[Work, torch.optim.Optimizer, Schedul
     batches = math.ceil(units / stage.batch)
     schedule = Schedule(optimizer, max(1, stage.epochs * batches // stage.accumulate), stage.warmup)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = GradientLog(optimizer, partial(run.log, stage=stage.name), run.recipe.joint.gradient_log_steps)
 
     def step(loss: Tensor, now: bool) -> None:
         torch.autograd.backward(loss / stage.accumulate)
         if now:
+            if stage.objective == "joint":
+                gradients.record(schedule.taken + 1)
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             schedule.advance()
             optimizer.step()
@@ -316,8 +346,8 @@ def set_up(run: Run, stage: Stage) -> tuple[Work, torch.optim.Optimizer, Schedul
     )
     if stage.objective == "decode":
         work.tree = make_tree(run)
-        if not stage.encoder_lr:
-            work.cache = StateCache(retriever.encoder, run.material.queries, run.device, run.bf16)
+    if stage.objective != "contrast" and not stage.encoder_lr:
+        work.cache = StateCache(retriever.encoder, run.material.queries, run.device, run.bf16)
     return work, optimizer, schedule
 
 
@@ -340,8 +370,7 @@ def run_epochs(
             seed = f"{run.recipe.seed}/{number}/{epoch}"
             torch.manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4]))
             began = time.monotonic()
-            one_epoch = contrast_epoch if stage.objective == "contrast" else decode_epoch
-            losses = one_epoch(work, seed)
+            losses = run_epoch(run, work, schedule, seed)
             scores = validate(run, work)
             named = {f"{name}_loss": loss for name, loss in losses.items()} | {f"{k}_mrr": v for k, v in scores.items()}
             run.log(stage=stage.name, epoch=epoch + 1, **named, seconds=time.monotonic() - began)
@@ -356,7 +385,21 @@ def run_epochs(
         work.vectors_ND = encode_documents(run)
         if run.material.held_out:
             run.log(stage=stage.name, exact_mrr=mean_reciprocal_rank(exact_ranks(work, run.material.held_out)))
+    if stage.objective == "joint" and isinstance(
+        run.quantizer, Gumbel
+    ):  # codes are made anew, hard, and hold from here
+        untie_codebooks(run.quantizer)
+        work.tree = make_tree(run)
+        run.log(stage=stage.name, **{f"{name}_mrr": score for name, score in validate(run, work).items()})
     save_checkpoint(checkpoint_path, Place(number + 1), fingerprint, run.retriever, None, extras(run))
+
+
+def run_epoch(run: Run, work: Work, schedule: Schedule, seed: str) -> dict[str, float]:
+    """One epoch of a stage by its objective; gives mean losses."""
+    if work.stage.objective == "joint" and isinstance(run.quantizer, Gumbel):
+        joint = Joint(work, run.quantizer, run.recipe.joint, lambda: schedule.taken / schedule.total)
+        return joint_epoch(joint, seed)
+    return contrast_epoch(work, seed) if work.stage.objective == "contrast" else decode_epoch(work, seed)
 
 
 def validate(run: Run, work: Work) -> dict[str, float]:
@@ -364,7 +407,7 @@ def validate(run: Run, work: Work) -> dict[str, float]:
     held_out = run.material.held_out
     if not held_out:
         return {}
-    if work.stage.objective == "contrast":  # documents are encoded again only when the stage is over
+    if work.tree is None:  # documents move: they are encoded again only when the stage is over
         return {}
     wanted: dict[Scoring, float] = {
         "generative": run.recipe.objective.generative,
@@ -375,7 +418,7 @@ def validate(run: Run, work: Work) -> dict[str, float]:
 
 def keep_best(run: Run, stage: Stage, scores: dict[str, float], without_gain: int) -> int:
     """Remember the best decode epoch by the sum of its walks; returns how many epochs went by without a gain."""
-    if stage.objective == "contrast" or not stage.patience or not scores:
+    if stage.objective != "decode" or not stage.patience or not scores:
         return 0
     if sum(scores.values()) <= run.best_score:
         return without_gain + 1
