@@ -99,13 +99,17 @@ def measure(binarizer: Binarizer, judged: Judged) -> Iterator[Score]:
 def float_baselines(judged: Judged) -> dict[str, float]:
     """NDCG@10 of plain FP16 and Int8 copies of the original vectors (Int8: one scale for all dimensions)."""
     scale = np.abs(judged.documents).max() / 127
-    copies = {
-        "FP16": lambda x: x.astype(np.float16).astype(np.float32),
-        "Int8": lambda x: np.clip(np.rint(x / scale), -127, 127).astype(np.float32),
-    }
+
+    def half(vectors: FloatArray) -> FloatArray:
+        return vectors.astype(np.float16).astype(np.float32)
+
+    def whole(vectors: FloatArray) -> FloatArray:
+        steps: FloatArray = np.clip(np.rint(vectors / scale), -127, 127)
+        return steps
+
     return {
         title: ndcg(nearest(copy(judged.queries), copy(judged.documents)), judged.grades)
-        for title, copy in copies.items()
+        for title, copy in (("FP16", half), ("Int8", whole))
     }
 
 

@@ -44,7 +44,7 @@ class Plan:
     seeds: int
     recipe: AdapterRecipe
     ablation: bool
-    quick: bool
+    quick: bool = False
 
     def variants(self) -> list[Variant]:
         """Rows to train, in the order of the tables."""

@@ -140,11 +140,11 @@ def _storage(results: Results) -> str:
         sizes = _sizes([size * d for d in STORED_DIMS])
         rows.append([title, str(8 * size), *sizes, f"{100 - 25 * size:.1f}", f"{100 * share:.1f}"])
     for level in ("2", "1.5", "hybrid", "1", "0.5"):
-        sizes = [8 * code_layout(level, (d,)).words for d in STORED_DIMS]
+        code_bytes = [8 * code_layout(level, (d,)).words for d in STORED_DIMS]
         bits = code_layout(level, (STORED_DIMS[0],)).bits / STORED_DIMS[0]
         share = float(np.mean(results.mean_share("qama", level, full)))
-        saved = 100 * (1 - sizes[0] / (4 * STORED_DIMS[0]))
-        rows.append([LEVEL_TITLES[level], f"{bits:g}", *_sizes(sizes), f"{saved:.1f}", f"{100 * share:.1f}"])
+        saved = 100 * (1 - code_bytes[0] / (4 * STORED_DIMS[0]))
+        rows.append([LEVEL_TITLES[level], f"{bits:g}", *_sizes(code_bytes), f"{saved:.1f}", f"{100 * share:.1f}"])
     heads = ["format", "stored bits a dimension"]
     heads += [text for d in STORED_DIMS for text in (f"bytes at {d}", f"1 M documents at {d}")]
     return _table([*heads, "saved, %", "share of FP32, %"], rows)

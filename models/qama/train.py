@@ -82,11 +82,11 @@ def train_adapter(
 
 
 def _optimise(vectors: TrainVectors, recipe: AdapterRecipe, out: Path, resume: bool, quiet: bool) -> Objective:
-    """The training loop."""
+    """The training loop; with thresholds only there is nothing to train, the pair FFN keeps its start."""
     objective = start_objective(vectors, recipe)
-    weights = list(objective.parameters())
-    if not weights or not recipe.train.steps:
+    if not objective.adapter.has_ffn or not recipe.train.steps:
         return objective
+    weights = list(objective.parameters())
     table, checkpoint = recipe.train, out / CHECKPOINT_NAME
     optimizer = torch.optim.AdamW(weights, lr=table.learning_rate, weight_decay=table.weight_decay)
     print_ = fingerprint(recipe, vectors)

@@ -46,7 +46,7 @@ def ablation_variants(recipe: AdapterRecipe) -> list[Variant]:
     """Rows of the ablation, cumulative; the first and the last are `main_variants`' own."""
     prefixes = len(recipe.network.prefixes)
     last = (0.0,) * (prefixes - 1)
-    losses = {name: (*last, recipe.weight(name, prefixes - 1)) for name in SIMILARITY}
+    losses: dict[str, Any] = {name: (*last, recipe.weight(name, prefixes - 1)) for name in SIMILARITY}
     losses |= dict.fromkeys(PAPER_WEIGHTS, 0.0)
     row = _change(
         recipe,

@@ -1,0 +1,83 @@
+"""Batches depend on seed and step only, and say truly what belongs to what."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.qama.batches import BatchSource, TrainVectors, nearest_documents, unit_vectors
+from models.qama.recipe import BatchTable
+
+TABLE = BatchTable(documents=24, groups=4, queries=16, neighbours=10, real_share=0.5, mixup=0.4)
+
+
+def rows_of(found, table):
+    """Row of `table` that each vector is a copy of."""
+    matches = np.isclose(found[:, None], table[None], atol=1e-7).all(axis=2)
+    assert (matches.sum(axis=1) >= 1).all()
+    return matches.argmax(axis=1)
+
+
+def test_a_batch_is_a_function_of_seed_and_step(vectors):
+    a, b = (BatchSource(vectors, TABLE, seed=3, quiet=True) for _ in range(2))
+    b.batch(0)  # what was drawn before changes nothing
+    np.testing.assert_array_equal(a.batch(7).queries_QD, b.batch(7).queries_QD)
+    assert not np.array_equal(a.batch(7).queries_QD, a.batch(8).queries_QD)
+
+
+def test_train_queries_come_with_the_document_that_was_judged_relevant(vectors):
+    batch = BatchSource(vectors, TABLE, seed=0, quiet=True).batch(1)
+    pairs = {tuple(pair) for pair in vectors.pairs.tolist()}
+    queries = rows_of(batch.queries_QD[:8], vectors.queries)
+    documents = rows_of(batch.documents_ND[batch.positives_Q[:8]], vectors.documents)
+    assert set(zip(queries.tolist(), documents.tolist(), strict=True)) <= pairs
+
+
+def test_no_document_stands_twice_in_a_batch(vectors):
+    batch = BatchSource(vectors, TABLE, seed=0, quiet=True).batch(2)
+    assert len(np.unique(rows_of(batch.documents_ND, vectors.documents))) == len(batch.documents_ND)
+
+
+def test_mixed_queries_are_unit_and_nearest_to_the_document_they_belong_to(vectors):
+    source = BatchSource(TrainVectors(vectors.documents), TABLE, seed=0, quiet=True)
+    batch = source.batch(0)
+    np.testing.assert_allclose(np.linalg.norm(batch.queries_QD, axis=1), 1, atol=1e-5)
+    own = np.einsum("qd,qd->q", batch.queries_QD, batch.documents_ND[batch.positives_Q])
+    assert (own > 0.7).all()  # at most 0.4 of another document was mixed in
+
+
+def test_neighbourhoods_hold_nearer_documents_than_random_batches(vectors):
+    def mean_cosine(groups):
+        table = TABLE.model_copy(update={"groups": groups})
+        source = BatchSource(TrainVectors(vectors.documents), table, seed=0, quiet=True)
+        documents = [source.batch(step).documents_ND for step in range(20)]
+        return np.mean([(d @ d.T).mean() for d in documents])
+
+    assert mean_cosine(2) > mean_cosine(0) + 0.05
+
+
+def test_neighbours_are_those_of_a_full_sort(vectors):
+    found = nearest_documents(vectors.queries, vectors.documents, 7, quiet=True)
+    order = np.argsort(-(vectors.queries @ vectors.documents.T), axis=1)[:, :7]
+    np.testing.assert_array_equal(np.sort(found, axis=1), np.sort(order, axis=1))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.ones((3, 4), int), r"got \(3, 4\) int64"),
+        (np.ones(4, np.float32), r"got \(4,\)"),
+        (np.array([[1.0, 0], [0, 0]]), "1 vectors are zero, NaN or infinite, the first is row 1"),
+        (np.array([[np.nan, 0]]), "first is row 0"),
+    ],
+)
+def test_vectors_that_cannot_be_used_are_refused_with_numbers(bad, message):
+    with pytest.raises(ValueError, match=message):
+        unit_vectors(bad)
+
+
+def test_pairs_outside_the_vectors_are_refused(vectors):
+    with pytest.raises(ValueError, match="outside 40 queries and 120 documents"):
+        TrainVectors(vectors.documents, vectors.queries, np.array([[40, 0]]))
+    with pytest.raises(ValueError, match="documents must be unit vectors"):
+        TrainVectors(2 * vectors.documents)
