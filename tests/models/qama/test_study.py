@@ -14,7 +14,7 @@ from models.qama.recipe import LOSSES
 from models.qama.study import Plan, run_study
 from models.qama.study_data import load_set, subset
 from models.qama.study_report import Results, level_curve, render
-from models.qama.variants import ablation_variants, main_variants
+from models.qama.variants import ablation_variants
 from tests.models.qama.conftest import small_recipe
 
 
