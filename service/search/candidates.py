@@ -78,7 +78,7 @@ def _fill_log_probabilities(
         scores.hidden_QUE[query, column], dense_K, scores.level_lo,
     )  # fmt: skip
     if rules.scoring == GUIDED:
-        _fill_child_cosines(tables, scores, scratch, query, node, hi, True)
+        _fill_child_cosines(tables, scores, scratch, query, node, hi, np.bool_(True))
         add_cosines(scratch.logits, scratch.cosines, tables.token_M, first, last, tables.weight_T)
     return normaliser if rules.full else log_sum_exp(scratch.logits, last - first)
 
@@ -106,7 +106,7 @@ def _offer_children(
     first, last = np.int64(tables.child_M[node]), np.int64(tables.child_M[node + 1])
     mark_eligible(scratch.allowed, tables.lo_M, first, last, hi, tables.words_W, tables.ranks_W)
     if rules.scoring == GEOMETRIC:
-        _fill_child_cosines(tables, scores, scratch, query, node, hi, False)
+        _fill_child_cosines(tables, scores, scratch, query, node, hi, np.bool_(False))
         return _offer_all(scratch.best, size, scratch.cosines, scratch.allowed, 0.0, beam, first, last)
     column = beams.column_QB[query, beam]
     normaliser = _fill_log_probabilities(rules, tables, scores, scratch, query, column, node, hi)
@@ -150,7 +150,8 @@ def _select(
     rules: Rules, tables: Tables, scores: Scores, scratch: Scratch, beams: Frontier, depth: int, query: int
 ) -> Scalar:
     """Select the best of a query's children, ends and finished beams; returns how many, sorted in `scratch.best`."""
-    size, capacity = 0, len(scratch.best.primary)
+    size = np.int64(0)  # a plain 0 is a literal type: numba would compile everything below twice
+    capacity = len(scratch.best.primary)
     for beam in range(beams.size_Q[query]):
         score, node = beams.score_QB[query, beam], beams.node_QB[query, beam]
         if rules.scoring != GEOMETRIC and size == capacity and score < scratch.best.primary[0]:
@@ -215,7 +216,8 @@ def _settle(
 @njit(cache=True, nogil=True)
 def _note_level(rules: Rules, beams: Frontier, after: Frontier, depth: int, query: int, origin: int, rank: int) -> None:
     """Note what this level added to a beam; nothing where the beam was finished or ended here."""
-    after.levels_QBL[query, rank] = beams.levels_QBL[query, origin]
+    for level in range(after.levels_QBL.shape[2]):
+        after.levels_QBL[query, rank, level] = beams.levels_QBL[query, origin, level]
     walked = after.node_QB[query, rank] != beams.node_QB[query, origin]
     rest = after.hi_QB[query, rank] == beams.hi_QB[query, origin]
     if walked or (rules.full and rest and beams.column_QB[query, origin] != FINISHED):
@@ -235,9 +237,9 @@ def advance(
         parents and tokens; columns that a query does not fill ask for the start token on column 0.
     """
     columns = 0
-    order.parent_QB[:] = 0
-    order.token_QB[:] = rules.start
     for query in range(len(beams.size_Q)):
+        for column in range(order.parent_QB.shape[1]):
+            order.parent_QB[query, column], order.token_QB[query, column] = 0, rules.start
         size = _select(rules, tables, scores, scratch, beams, depth, query)
         unfinished = _settle(rules, tables, scratch.best, size, beams, depth, query, after, order)
         columns = max(columns, unfinished)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from service.search.filters import DocumentFilter, count_eligible
 from service.search.scores import dot_row
 from service.search.selection import Best, new_best, offer, sort_best
+from service.search.tables import frozen
 from service.search.walk import Beams
 
 Ranking = Literal["lexicographic", "cosine", "fused"]
@@ -80,14 +81,12 @@ def rank(
             f"expected float32 of ({len(beams.size_Q)}, {vectors_ND.shape[1]})"
         )
     top_k = min(top_k, len(vectors_ND))
-    words_W = eligible.words_W if eligible else np.zeros(0, np.uint64)
-    ranks_W = eligible.ranks_W if eligible else np.zeros(0, np.uint32)
-    documents_ND = np.asarray(vectors_ND).view()
-    documents_ND.flags.writeable = False  # one compiled kernel for memory maps and arrays
+    words_W = frozen(np.zeros(0, np.uint64) if eligible is None else eligible.words_W)
+    ranks_W = frozen(np.zeros(0, np.uint32) if eligible is None else eligible.ranks_W)
     ranked = _empty(len(vectors_QD), top_k)
     _rank_all(
         beams.lo_QB, beams.hi_QB, beams.score_QB, beams.size_Q, RANKINGS.index(ranking), fusion_weight,
-        np.ascontiguousarray(vectors_QD), documents_ND, words_W, ranks_W, new_best(top_k),
+        np.ascontiguousarray(vectors_QD), frozen(vectors_ND), words_W, ranks_W, new_best(top_k),
         ranked.position_QK, ranked.score_QK, ranked.cosine_QK, ranked.beam_QK, ranked.size_Q,
     )  # fmt: skip
     return ranked
@@ -114,7 +113,7 @@ def _rank_all(
 ) -> None:  # fmt: skip
     """Fill the results of every query; beams are sorted, best first."""
     for query in range(len(size_Q)):
-        found, vector_D = 0, vectors_QD[query]
+        found, vector_D = np.int64(0), vectors_QD[query]
         for beam in range(size_Q[query]):
             score = score_QB[query, beam]
             if ranking == _LEXICOGRAPHIC and found == len(best.primary) and score < best.primary[0]:

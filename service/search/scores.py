@@ -80,7 +80,7 @@ def fill_cosines(
     for child in range(first, last):
         if not (every or allowed[child - first]):
             continue
-        row = centroid_M[child]
+        row = np.int64(centroid_M[child])
         if row >= 0:
             cosines[child - first] = dot_row(centroids_CD, row, vector_D)
         else:

@@ -104,7 +104,7 @@ class WalkTables:
         tables = self._tables[scoring]
         if eligible is None:
             return tables
-        return tables._replace(words_W=_frozen(eligible.words_W), ranks_W=_frozen(eligible.ranks_W))
+        return tables._replace(words_W=frozen(eligible.words_W), ranks_W=frozen(eligible.ranks_W))
 
     @cached_property
     def _tables(self) -> dict[str, Tables]:
@@ -112,18 +112,18 @@ class WalkTables:
         trie = self.trie
         return {
             scoring: Tables(
-                token_M=_frozen(trie.token_M),
-                lo_M=_frozen(trie.lo_M),
-                child_M=_frozen(trie.child_M),
-                sids_NL=_frozen(trie.sids_NL),
-                tokens_TE=_frozen(self.tokens_TE),
-                scale_T=_frozen(scales[scoring]),
-                weight_T=_frozen(self.guided_weight_T),
-                centroids_CD=_frozen(self.centroids),
-                centroid_M=_frozen(self.trie_centroid),
-                vectors_ND=_frozen(self.vectors),
-                words_W=_frozen(np.zeros(0, np.uint64)),
-                ranks_W=_frozen(np.zeros(0, np.uint32)),
+                token_M=frozen(trie.token_M),
+                lo_M=frozen(trie.lo_M),
+                child_M=frozen(trie.child_M),
+                sids_NL=frozen(trie.sids_NL),
+                tokens_TE=frozen(self.tokens_TE),
+                scale_T=frozen(scales[scoring]),
+                weight_T=frozen(self.guided_weight_T),
+                centroids_CD=frozen(self.centroids),
+                centroid_M=frozen(self.trie_centroid),
+                vectors_ND=frozen(self.vectors),
+                words_W=frozen(np.zeros(0, np.uint64)),
+                ranks_W=frozen(np.zeros(0, np.uint32)),
             )
             for scoring in scales
         }
@@ -143,7 +143,7 @@ class WalkTables:
             raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, expected {np.dtype(dtype)} of {shape}")
 
 
-def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+def frozen(array: NDArray[Any]) -> NDArray[Any]:
     """Return a read-only plain view: numba compiles one kernel for memory maps and for arrays in memory."""
     view = np.asarray(array).view()
     view.flags.writeable = False

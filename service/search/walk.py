@@ -122,7 +122,7 @@ def _decode(
     The products are (Q, U, K) where one matrix product is the cheaper way or all of them are needed, else empty.
     """
     queries = len(beams.size_Q)
-    nothing = np.zeros((queries, 0, 0), np.float32)
+    nothing = np.zeros((queries, columns, 0), np.float32)
     if step is None or rules.scoring == SCORINGS["geometric"]:
         return nothing, nothing
     embeddings_QUE = tables.tokens_TE[order.token_QB[:, :columns]]

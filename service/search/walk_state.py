@@ -79,7 +79,7 @@ class Scores(NamedTuple):
     Attributes:
         vectors_QD: float32, the queries.
         hidden_QUE: float32, the decoder's states of the unfinished beams.
-        dense_QUK: float32, their products with every token of the level, or (0, 0, 0): then made as needed.
+        dense_QUK: float32, their products with every token of the level, or (Q, U, 0): then made as needed.
         level_lo: the level's first token.
         root_QR: float32, products of queries and the root's children; used at depth 0.
     """
