@@ -12,8 +12,8 @@ the depth d(x) of an item (L without SARQ), the loss of an item sums to its own 
   are counted on the head items, anew before every epoch; the last ones are kept.
 - **Stage 2, tail.** Each codebook becomes [anchors; extension]. Anchors are frozen: the gradient of their rows is
   masked to zero. The extension starts from k-means of the residuals that the anchors serve worst, and is trained on
-  tail items. Their depth follows from the head's path tables: a path through an extension row is none of the head's, so it
-  ends there.
+  tail items. Their depth follows from the head's path tables: a path through an extension row is none of the head's,
+  so it ends there.
 
 Two differences from the paper: the encoder of the RQ-VAE is the retriever's own, so nothing stands between vector and
 codebooks and there is no commitment loss; and an index does not know which documents are head, so all documents choose
