@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from tokenizers import Tokenizer
@@ -37,9 +38,9 @@ class Texts:
         return ids.to(device), mask.to(device)
 
 
-def tokenize(tokenizer: Tokenizer, texts: Sequence[str], limit: int) -> Texts:
-    """Tokenize with special tokens, truncated to `limit` tokens."""
-    tokenizer.enable_truncation(limit)
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], limit: int, cut: Literal["left", "right"] = "right") -> Texts:
+    """Tokenize with special tokens, truncated to `limit` tokens on one side, as `service.model.tokens` does."""
+    tokenizer.enable_truncation(limit, direction=cut)
     tokenizer.no_padding()
     known = (tokenizer.token_to_id(name) for name in ("[PAD]", "<pad>"))
     pad = next((number for number in known if number is not None), 0)

@@ -79,7 +79,9 @@ def gather(datasets: Sequence[Dataset], recipe: Recipe, tokenizer: Tokenizer) ->
     held = set(generator.permutation(len(real))[: int(recipe.dev_share * len(real))].tolist())
     return Material(
         documents=tokenize(tokenizer, documents, settings.max_document_tokens),
-        queries=tokenize(tokenizer, texts, settings.max_query_tokens),
+        queries=tokenize(
+            tokenizer, texts, settings.max_query_tokens, "left" if settings.history_count else "right"
+        ),  # the query stands behind its history
         real=[pair for row, pair in enumerate(real) if row not in held],
         pseudo=pseudo,
         held_out=[real[row] for row in sorted(held)],
