@@ -1,0 +1,132 @@
+"""Measures of deep retrieval: hallucination, items retrieved, recall far down, head and tail (SA2CRQ, section 3.1).
+
+Shapes: Q queries, B generated SIDs of a query, L levels.
+
+`models.measures` looks at the first 100 results; a system that groups documents under short SIDs is made for what comes
+behind them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.data import Qrels
+from models.free_decoding import valid_share
+
+PAPER_DEPTHS = (500, 1000, 2000)
+DEEPEST_SHARE = 0.1  # of the corpus: a result list of more than this hardly selects
+
+Run = Mapping[str, Sequence[str]]  # query id → document ids, best first
+
+
+@dataclass(frozen=True)
+class DeepMeasures:
+    """Deep measures of one run.
+
+    Attributes:
+        queries: how many were judged.
+        recall: depth → mean recall (R@500, R@1k and R@2k in the paper).
+        retrieved: Ret-Per, items retrieved per query.
+    """
+
+    queries: int
+    recall: dict[int, float]
+    retrieved: float
+
+
+def hallucination(tokens_QBL: NDArray[np.int64], sids: set[tuple[int, ...]]) -> float:
+    """Give Hallu: the share of generated SIDs that match no document, 0 to 1.
+
+    Args:
+        tokens_QBL: what free decoding wrote, (Q, B, L). There is no end token: a row matches when it begins with a
+            whole SID (see `models.free_decoding.valid_share`).
+        sids: the SIDs of all documents.
+
+    Raises:
+        ValueError: nothing was generated, or there are no SIDs.
+    """
+    if tokens_QBL.ndim != 3 or 0 in tokens_QBL.shape or not sids:
+        raise ValueError(f"generated SIDs of shape {tokens_QBL.shape} against {len(sids)} SIDs: nothing to compare")
+    width = tokens_QBL.shape[1]
+    return 1.0 - valid_share(tokens_QBL, sids, (width,))[width]
+
+
+def scaled_depths(documents: int) -> tuple[int, ...]:
+    """Scale the depths 500, 1,000 and 2,000 to a corpus: in the same proportion, the last at most a tenth of it.
+
+    From 20,000 documents on they are the paper's own.
+
+    Raises:
+        ValueError: a corpus too small for three depths.
+    """
+    deepest = min(PAPER_DEPTHS[-1], int(DEEPEST_SHARE * documents))
+    depths = tuple(deepest * depth // PAPER_DEPTHS[-1] for depth in PAPER_DEPTHS)
+    if depths[0] < 1:
+        raise ValueError(f"{documents} documents are too few for three depths: at least 40 are needed")
+    return depths
+
+
+def measure_deep(run: Run, qrels: Qrels, depths: Sequence[int]) -> DeepMeasures:
+    """Measure a run over all queries that have a relevant document; one without results counts as zero.
+
+    Args:
+        run: query id → document ids, best first, each once.
+        qrels: query id → document id → grade.
+        depths: k of each recall.
+
+    Raises:
+        ValueError: no judged query, depths that are no positive numbers, or a document twice in one result.
+    """
+    relevant = {query: {d for d, grade in grades.items() if grade > 0} for query, grades in qrels.items()}
+    judged = [query for query, documents in relevant.items() if documents]
+    if not judged or not depths or min(depths) < 1:
+        raise ValueError(
+            f"{len(judged)} queries have a relevant document, depths are {list(depths)}: need some of both"
+        )
+    for query in judged:
+        if len(set(run.get(query, ()))) != len(run.get(query, ())):
+            raise ValueError(f"query {query!r} has a document twice among its {len(run[query])} results")
+    recall = {
+        depth: math.fsum(len(relevant[q].intersection(run.get(q, ())[:depth])) / len(relevant[q]) for q in judged)
+        / len(judged)
+        for depth in depths
+    }
+    return DeepMeasures(len(judged), recall, sum(len(run.get(query, ())) for query in judged) / len(judged))
+
+
+def head_documents(interactions: Mapping[str, int], documents: Sequence[str], share: float) -> set[str]:
+    """Give the head: the `share` of the documents with most interactions; ties go to the earlier document.
+
+    Args:
+        interactions: document id → count; documents without one count zero.
+        documents: all document ids.
+        share: above 0 and below 1; at least one document is head.
+
+    Raises:
+        ValueError: a share outside its range, or interactions of unknown documents.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"the head's share is {share}, must be above 0 and below 1")
+    known = set(documents)
+    unknown = [document for document in interactions if document not in known]
+    if unknown:
+        raise ValueError(
+            f"interactions name {len(unknown)} of {len(interactions)} documents that are not among the "
+            f"{len(documents)} of the corpus, e.g. {', '.join(map(repr, unknown[:3]))}: count them on this corpus"
+        )
+    ordered = sorted(documents, key=lambda document: -interactions.get(document, 0))
+    return set(ordered[: max(1, round(share * len(documents)))])
+
+
+def split_qrels(qrels: Qrels, head: Collection[str]) -> dict[str, Qrels]:
+    """Split judgements into "head" and "tail" by their document; a query with relevant documents of both is in both."""
+    parts: dict[str, Qrels] = {"head": {}, "tail": {}}
+    for query, grades in qrels.items():
+        for document, grade in grades.items():
+            parts["head" if document in head else "tail"].setdefault(query, {})[document] = grade
+    return parts
