@@ -41,11 +41,11 @@ def select(keys_C: Words, count: int, k: int, bound: int, tally_T: Tally) -> tup
     tally_T[: bound + 1] = 0
     for i in range(count):
         tally_T[keys_C[i] >> np.uint64(32)] += 1
-    limit, nearer = 0, 0
-    while nearer + tally_T[limit] < k:
-        nearer += tally_T[limit]
-        limit += 1
-    ties = k - nearer
+    limit, within = bound, count  # keys within `limit`; counted from above, where the threshold was before
+    while within - tally_T[limit] >= k:
+        within -= tally_T[limit]
+        limit -= 1
+    ties = k - (within - tally_T[limit])
     kept = 0
     for i in range(count):
         # Without branches: which keys stay is a coin toss, and a mispredicted one costs more than a needless store.
@@ -84,7 +84,8 @@ def admit(
             keys_QC[query, count] = (distance << np.uint64(32)) | np.uint64(first_position + document)
             count += 1
             if count == keys_QC.shape[1]:
-                count, thresholds_Q[query] = select(keys_QC[query], count, k, int(thresholds_Q[query]), tally_T)
+                bound = min(np.int64(thresholds_Q[query]), np.int64(len(tally_T) - 1))
+                count, thresholds_Q[query] = select(keys_QC[query], count, k, bound, tally_T)
             counts_Q[query] = count
 
 

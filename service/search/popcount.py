@@ -75,9 +75,8 @@ def _add_all_words(builder: Any, block: Any, queries: list[Any], words: Any) -> 
     return sums
 
 
-def _below(builder: Any, slots: list[Any], threshold: Any) -> Any:
+def _below(builder: Any, slots: list[Any], limit: Any) -> Any:
     """Bit d of the result says that document d of the block is nearer than the threshold."""
-    limit = broadcast(builder, threshold)
     mask = I32(0)
     for j, slot in enumerate(slots):
         compared = builder.icmp_unsigned("<", builder.load(slot), limit)
@@ -86,17 +85,27 @@ def _below(builder: Any, slots: list[Any], threshold: Any) -> Any:
     return mask
 
 
-def _scan(builder: Any, block: Any, rows: list[Any], words: Any, limits: Any, outputs: tuple[Any, Any]) -> Any:
+def _any_below(builder: Any, sums: list[list[Any]], limits: list[Any]) -> Any:
+    """Non-zero where any document is nearer than its threshold: one comparison a query, of its lanes' minima."""
+    found = ir.Constant(ir.VectorType(ir.IntType(1), LANES), None)
+    for slots, limit in zip(sums, limits, strict=True):
+        least = builder.load(slots[0])
+        for slot in slots[1:]:
+            other = builder.load(slot)
+            least = builder.select(builder.icmp_unsigned("<", other, least), other, least)
+        found = builder.or_(found, builder.icmp_unsigned("<", least, limit))
+    return builder.zext(builder.bitcast(found, ir.IntType(LANES)), I32)
+
+
+def _scan(builder: Any, block: Any, rows: list[Any], words: Any, thresholds: Any, outputs: tuple[Any, Any]) -> Any:
     """Emit one block's scan: sums, comparison, and the rare store of what was found."""
     sums = _add_all_words(builder, block, rows, words)
-    found = [_below(builder, slots, builder.load(builder.gep(limits, [I64(j)]))) for j, slots in enumerate(sums)]
-    any_found = I32(0)
-    for mask in found:
-        any_found = builder.or_(any_found, mask)
+    limits = [broadcast(builder, builder.load(builder.gep(thresholds, [I64(j)]))) for j in range(len(rows))]
+    any_found = _any_below(builder, sums, limits)
     distances, masks = outputs
     with builder.if_then(builder.icmp_unsigned("!=", any_found, I32(0)), likely=False):
         for j, slots in enumerate(sums):
-            builder.store(found[j], builder.gep(masks, [I64(j)]))
+            builder.store(_below(builder, slots, limits[j]), builder.gep(masks, [I64(j)]))
             for v, slot in enumerate(slots):
                 builder.store(builder.load(slot), builder.gep(distances, [I64(VECTORS * j + v)]), align=8)
     return any_found
@@ -120,8 +129,8 @@ def _scan_block_for(queries: int) -> Any:
             starts = [builder.mul(builder.add(query, I64(j)), words) for j in range(queries)]
             rows = [builder.gep(data(3), [start]) for start in starts]
             outputs = (builder.bitcast(data(6), V8.as_pointer()), data(7))
-            limits = builder.gep(data(5), [query])
-            return _scan(builder, builder.gep(data(0), [first_word]), rows, words, limits, outputs)
+            thresholds_at = builder.gep(data(5), [query])
+            return _scan(builder, builder.gep(data(0), [first_word]), rows, words, thresholds_at, outputs)
 
         return signature, codegen
 

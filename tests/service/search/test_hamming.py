@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llvmlite.binding import get_host_cpu_features
+from numba import njit
 
 from service.model.layout import CodeError
 from service.model.packing import from_blocks, to_blocks
@@ -219,3 +222,30 @@ def test_blocks_and_rows_are_the_same_codes() -> None:
     assert blocks[1, 4, 3] == codes[35, 4]
     assert (blocks[2, :, 13:] == 0).all()
     np.testing.assert_array_equal(from_blocks(blocks, 77), codes)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_memory_beyond_the_codes_does_not_grow_with_them(threads: int) -> None:
+    peaks = []
+    for documents in (20_000, 320_000):
+        codes = np.random.default_rng(0).integers(0, 2**64, (documents // 32, 3, 32), dtype=np.uint64)
+        with HammingIndex(codes, documents, threads=threads) as index:
+            index.warm_up()
+            tracemalloc.start()
+            hamming_topk(index, np.zeros((64, 3), np.uint64), 10)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert max(peaks) < 200_000  # the distances of the larger corpus alone would take 40 MB
+    assert peaks[1] < 2 * peaks[0]
+
+
+@pytest.mark.skipif(
+    not get_host_cpu_features().get("avx512vpopcntdq"), reason="this processor has no AVX-512 VPOPCNTDQ"
+)
+def test_the_scan_counts_bits_with_the_widest_instruction() -> None:
+    fresh = njit(nogil=True)(hamming_kernel.scan_blocks.py_func)  # a cached kernel shows no assembly
+    words, numbers, codes = np.zeros(1, np.uint64), np.zeros(1, np.int64), np.zeros((1, 1, 32), np.uint64)
+    fresh(codes, 0, 1, 32, words[None], words[:0], 1, np.zeros((1, 18), np.uint64), numbers, words)
+    assembly = "".join(fresh.inspect_asm().values())
+    counted = [line for line in assembly.splitlines() if "vpopcntq" in line]
+    assert len([line for line in counted if "zmm" in line]) >= 40  # 4 queries x 4 vectors, unrolled and remainder
