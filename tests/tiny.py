@@ -8,6 +8,7 @@ implementation of it beside `models/export.py`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from service.index.artefact import new_artefact, publish
 from service.index.build import build_bundle
 from service.index.documents import Document
-from service.index.manifest import DecoderShape, ModelManifest, Provenance, QuantizerSettings
+from service.index.manifest import AdapterSettings, DecoderShape, ModelManifest, Provenance, QuantizerSettings
+from service.model.adapter import AdapterInfo, save_adapter
 from service.model.text import TextSettings
 
 VOCABULARY = (
@@ -52,6 +54,8 @@ class Tiny:
     query_prefix: str = ""
     document_prefix: str = ""
     normalisation: str = "constrained"
+    code_levels: tuple[str, ...] = ()  # of the QAMA adapter; none: the model has no adapter
+    code_prefixes: tuple[int, ...] = (8, 16)
     seed: int = 0
 
 
@@ -67,7 +71,8 @@ def make_model(folder: Path, **changes: Any) -> Path:
             np.save(
                 staging / "tokens.npy", unit_rows(sum(tiny.level_sizes) + 1, tiny.embedding_dimensions, tiny.seed + 2)
             )
-        publish(staging, tiny_manifest(tiny))
+        adapter = write_adapter(staging, tiny) if tiny.code_levels else None
+        publish(staging, tiny_manifest(tiny).model_copy(update={"adapter": adapter}))
     return folder
 
 
@@ -120,6 +125,33 @@ def tiny_manifest(tiny: Tiny) -> ModelManifest:
         ),
         provenance=Provenance(recipe="tiny", data=("random numbers",), licences=("none needed",), seed=tiny.seed),
     )
+
+
+def write_adapter(folder: Path, tiny: Tiny) -> AdapterSettings:
+    """Write an adapter with random weights for the encoder in `folder`; returns its part of the manifest."""
+    rng, width, hidden = np.random.default_rng(tiny.seed + 5), tiny.dimensions, 24
+
+    def normal(*shape: int) -> np.ndarray:
+        return (rng.standard_normal(shape) * 0.2).astype(np.float32)
+
+    tensors = {
+        "ffn.weight_1": normal(hidden, width),
+        "ffn.bias_1": normal(hidden),
+        "ffn.weight_2": normal(width, hidden),
+        "ffn.bias_2": normal(width),
+        "ffn.residual": np.array(1, np.float32),
+        "thresholds.0.5": normal(1, width // 2),
+        "thresholds.1": normal(1, width),
+        "thresholds.1.5": np.sort(normal(2, width), axis=0),
+        "thresholds.2": np.sort(normal(3, width), axis=0),
+        "reduce.weight_1": normal(1, 4, 2),
+        "reduce.bias_1": normal(1, 4),
+        "reduce.weight_2": normal(1, 4),
+        "reduce.bias_2": normal(1),
+    }
+    encoder = hashlib.sha256((folder / "encoder.onnx").read_bytes()).hexdigest()
+    save_adapter(folder / "adapter.safetensors", tensors, AdapterInfo(tiny.code_prefixes, encoder))
+    return AdapterSettings(prefixes=tiny.code_prefixes, levels=tiny.code_levels, encoder_sha256=encoder)
 
 
 def unit_rows(rows: int, dimensions: int, seed: int) -> np.ndarray:

@@ -44,6 +44,11 @@ def open_binarizer(model: Model) -> Binarizer | None:
             f"'{model.adapter_file}' lacks levels {missing} that the manifest names, "
             f"it offers {list(binarizer.levels)}: export the model again"
         )
+    if binarizer.prefixes != model.manifest.adapter.prefixes:
+        raise ArtefactError(
+            f"'{model.adapter_file}' has prefixes {list(binarizer.prefixes)}, the manifest says "
+            f"{list(model.manifest.adapter.prefixes)}: export the model again"
+        )
     return binarizer
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from service.search.filters import DocumentFilter
 from service.search.ranking import RANKINGS, Ranking
 from service.search.walk import MAX_BEAM_WIDTH
 
+Mode = Literal["generative", "hamming", "hybrid"]
+MODES: tuple[str, ...] = get_args(Mode)
 MAX_TOP_K = 1000
 DEFAULT_BEAM_WIDTH = 20
 
@@ -21,9 +24,12 @@ class SearchOptions:
         beam_width: beams of the walk, 1 to 1,000; None for 20, or `top_k` where that is more: a beam may lead to one
             document only.
         scoring: `generative`, `geometric` or `guided`; None for the bundle's default.
-        ranking: `lexicographic`, `cosine` or `fused`.
+        ranking: `lexicographic`, `cosine` or `fused`; of `generative` only, the other modes rank by cosine.
         explain: whether the answer carries the beams.
         eligible: the documents that may be found; None for all.
+        mode: `generative` walks the trie, `hamming` scans the packed codes, `hybrid` does both and joins what they
+            find.
+        level: level of the packed codes that are scanned; None for the bundle's default.
 
     Raises:
         ValueError: a value is outside of its range.
@@ -35,6 +41,8 @@ class SearchOptions:
     ranking: Ranking = "lexicographic"
     explain: bool = False
     eligible: DocumentFilter | None = None
+    mode: Mode = "generative"
+    level: str | None = None
 
     def __post_init__(self) -> None:
         _check_range("top_k", self.top_k, MAX_TOP_K)
@@ -42,6 +50,8 @@ class SearchOptions:
             _check_range("beam_width", self.beam_width, MAX_BEAM_WIDTH)
         if self.ranking not in RANKINGS:
             raise ValueError(f"ranking {self.ranking!r} does not exist: choose one of {', '.join(RANKINGS)}")
+        if self.mode not in MODES:
+            raise ValueError(f"mode {self.mode!r} does not exist: choose one of {', '.join(MODES)}")
 
     @property
     def beams(self) -> int:
@@ -67,7 +77,7 @@ class Hit:
         score: what it was ranked by.
         cosine: query · document.
         log_probability: the score of the beam that led to it: log P(SID | query), or under `geometric` the cosine to
-            the node.
+            the node; NaN for a document that no beam led to, only the Hamming scan.
         sid: its semantic ID, one code per level.
     """
 
@@ -103,8 +113,8 @@ class Answer:
 
     Attributes:
         hits: the documents, best first.
-        timings_seconds: `encode`, `decode` (inside the decoder), `walk` (the rest of the walk), `rank`, `documents`;
-            of the whole batch that the query was in.
+        timings_seconds: `encode`, `decode` (inside the decoder), `walk` (the rest of the walk), `hamming` (in
+            the modes that scan), `rank`, `documents`; of the whole batch that the query was in.
         beams: the walk's beams, best first, when explained.
         decoder_steps: decoder steps that this query needed; 0 under `geometric`.
     """

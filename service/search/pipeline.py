@@ -1,10 +1,11 @@
-"""A query's way: encode, walk, rank, fetch. `Pipeline.search` reads from top to bottom.
+"""A query's way: encode, walk or scan or both, rank, fetch. `Pipeline.search` reads from top to bottom.
 
 Legend: Q queries, B beams, K results, E token dimensions.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from time import perf_counter
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from service.index.bundle import Bundle
 from service.model.decoder import Decoder
 from service.model.encoder import Encoded, Encoder
+from service.search.codes import CodeSearch, HammingOptions, Neighbours, open_code_search
+from service.search.hybrid import OVERSAMPLING, join
 from service.search.options import Answer, Beam, Hit, SearchOptions
 from service.search.ranking import Ranked, rank
 from service.search.tables import Scoring, WalkTables
@@ -28,7 +31,14 @@ class Pipeline:
 
     Args:
         bundle: an open bundle; the pipeline closes it.
-        threads: threads of each onnxruntime session; None for every CPU that this process may use.
+        threads: threads of each onnxruntime session and of each scan; None for every CPU that this process may use.
+
+    Attributes:
+        codes: Hamming search over the bundle's packed codes; None where it has none.
+
+    Raises:
+        ArtefactError: the bundle's adapter belongs to another encoder.
+        ModelError: a graph or the tokenizer cannot be used.
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
@@ -39,6 +49,7 @@ class Pipeline:
         )
         self.decoder = Decoder(model.decoder_file, threads) if model.decoder_file else None
         self.tables = tables_of(bundle)
+        self.codes = open_code_search(bundle, threads)
 
     def search(
         self,
@@ -57,8 +68,8 @@ class Pipeline:
             An answer per query; none for no queries.
 
         Raises:
-            ValueError: the bundle does not offer the scoring (the message says what it offers), or a text cannot be
-                encoded.
+            ValueError: the bundle does not offer the scoring, has no packed codes or none of that level (the message
+                says what it has), or a text cannot be encoded.
         """
         if not queries:
             return []
@@ -69,26 +80,28 @@ class Pipeline:
         encoded = self.encoder.encode_queries(queries, histories)
         clock.lap("encode")
 
-        beams = self._walk(encoded, scoring, options, clock)
-        clock.lap("walk")
+        beams: Beams | None = None
+        if options.mode != "hamming":
+            beams = self._walk(encoded, scoring, options, clock)
+            clock.lap("walk")
 
-        manifest, vectors_QD = self.bundle.model.manifest, encoded.vectors_QD
-        ranked = rank(
-            beams, options.ranking, options.top_k, vectors_QD, self.bundle.vectors,
-            manifest.fusion_weight, options.eligible,
-        )  # fmt: skip
+        near: list[Neighbours] | None = None
+        if options.mode != "generative":
+            near = self._scan(encoded.vectors_QD, options)
+            clock.lap("hamming")
+
+        ranked = self._rank(beams, near, encoded.vectors_QD, options)
         clock.lap("rank")
 
         hits = self._fetch(beams, ranked)
         clock.lap("documents")
 
-        steps_Q = beams.steps_Q if beams.steps else np.zeros_like(beams.steps_Q)
         return [
             Answer(
                 hits=hits[query],
                 timings_seconds=clock.seconds,
-                beams=self._explain(beams, query),
-                decoder_steps=int(steps_Q[query]),
+                beams=self._explain(beams, query) if beams else None,
+                decoder_steps=int(beams.steps_Q[query]) if beams and beams.steps else 0,
             )
             for query in range(len(queries))
         ]
@@ -101,8 +114,16 @@ class Pipeline:
             raise ValueError(f"this bundle does not offer scoring {chosen!r}: it offers {', '.join(manifest.scorings)}")
         return chosen
 
+    def check_codes(self) -> CodeSearch:
+        """Return the search over packed codes; raises ValueError for a bundle without any."""
+        if self.codes is None:
+            raise ValueError("this bundle has no packed codes: index with a model that has an adapter (recipe qama)")
+        return self.codes
+
     def close(self) -> None:
-        """Close the bundle; no search may be running."""
+        """Stop the scan's threads and close the bundle; no search may be running."""
+        if self.codes is not None:
+            self.codes.close()
         self.bundle.close()
 
     def _walk(self, encoded: Encoded, scoring: Scoring, options: SearchOptions, clock: StageClock) -> Beams:
@@ -120,20 +141,43 @@ class Pipeline:
             options.explain,
         )
 
-    def _fetch(self, beams: Beams, ranked: Ranked) -> list[list[Hit]]:
+    def _scan(self, vectors_QD: NDArray[np.float32], options: SearchOptions) -> list[Neighbours]:
+        """Find more candidates by their codes than are wanted: they are ranked by cosine."""
+        codes = self.check_codes()
+        wanted = HammingOptions(options.top_k * OVERSAMPLING, options.level, eligible=options.eligible)
+        return codes.nearest(codes.pack(vectors_QD, options.level), wanted)
+
+    def _rank(
+        self,
+        beams: Beams | None,
+        near: list[Neighbours] | None,
+        vectors_QD: NDArray[np.float32],
+        options: SearchOptions,
+    ) -> Ranked:
+        walked: Ranked | None = None
+        if beams is not None:
+            walked = rank(
+                beams, options.ranking if near is None else "cosine", options.top_k, vectors_QD, self.bundle.vectors,
+                self.bundle.model.manifest.fusion_weight, options.eligible,
+            )  # fmt: skip
+        if walked is not None and near is None:
+            return walked
+        return join(walked, near or [], vectors_QD, self.bundle.vectors, options.top_k)
+
+    def _fetch(self, beams: Beams | None, ranked: Ranked) -> list[list[Hit]]:
         """Turn the ranked positions of all queries into hits, with one look at the documents."""
         rows = [(query, place) for query, size in enumerate(ranked.size_Q) for place in range(size)]
         documents = self.bundle.documents.many([int(ranked.position_QK[row]) for row in rows])
         hits: list[list[Hit]] = [[] for _ in ranked.size_Q]
         for row, document in zip(rows, documents, strict=True):
-            query, position = row[0], int(ranked.position_QK[row])
+            query, position, beam = row[0], int(ranked.position_QK[row]), int(ranked.beam_QK[row])
             hits[query].append(
                 Hit(
                     position=position,
                     id=document.id,
                     score=float(ranked.score_QK[row]),
                     cosine=float(ranked.cosine_QK[row]),
-                    log_probability=float(beams.score_QB[query, ranked.beam_QK[row]]),
+                    log_probability=math.nan if beams is None or beam < 0 else float(beams.score_QB[query, beam]),
                     sid=self._codes(position),
                 )
             )
