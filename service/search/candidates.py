@@ -206,6 +206,7 @@ def _settle(
         if not finished:
             order.parent_QB[query, columns] = beams.column_QB[query, origin]
             order.token_QB[query, columns] = token
+            order.children_Q[query] += np.int64(tables.child_M[node + 1]) - np.int64(tables.child_M[node])
             columns += 1
         if after.levels_QBL.shape[2] > 0:
             _note_level(rules, beams, after, depth, query, origin, rank)
@@ -240,7 +241,9 @@ def advance(
     for query in range(len(beams.size_Q)):
         for column in range(order.parent_QB.shape[1]):
             order.parent_QB[query, column], order.token_QB[query, column] = 0, rules.start
+        order.children_Q[query] = 0
         size = _select(rules, tables, scores, scratch, beams, depth, query)
         unfinished = _settle(rules, tables, scratch.best, size, beams, depth, query, after, order)
+        order.steps_Q[query] += unfinished > 0
         columns = max(columns, unfinished)
     return columns

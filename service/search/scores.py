@@ -29,6 +29,30 @@ def dot_row(matrix: NDArray[np.float32], row: int, vector: NDArray[np.float32]) 
 
 
 @njit(cache=True, nogil=True, fastmath=True)
+def multiply_rows(
+    left_XE: NDArray[np.float32], right_TE: NDArray[np.float32], lo: int, hi: int, out_XK: NDArray[np.float32]
+) -> None:
+    """Fill the products of all left rows with right rows `[lo, hi)`; as fast as BLAS on one core at these sizes.
+
+    BLAS itself stays out of a request's way: its threads spin, and on a busy machine a product of 0.1 ms took 50 ms.
+    Two rows by four at a time read each number once for eight sums; a last odd row or column is made twice.
+    """
+    rows = len(left_XE)
+    for x0 in range(0, rows, 2):
+        x1 = min(x0 + 1, rows - 1)
+        for t0 in range(lo, hi, 4):
+            t1, t2, t3 = min(t0 + 1, hi - 1), min(t0 + 2, hi - 1), min(t0 + 3, hi - 1)
+            a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = np.float32(0)
+            for e in range(left_XE.shape[1]):
+                a, b = left_XE[x0, e], left_XE[x1, e]
+                c0, c1, c2, c3 = right_TE[t0, e], right_TE[t1, e], right_TE[t2, e], right_TE[t3, e]
+                a0, a1, a2, a3 = a0 + a * c0, a1 + a * c1, a2 + a * c2, a3 + a * c3
+                b0, b1, b2, b3 = b0 + b * c0, b1 + b * c1, b2 + b * c2, b3 + b * c3
+            for t, a, b in ((t0, a0, b0), (t1, a1, b1), (t2, a2, b2), (t3, a3, b3)):
+                out_XK[x0, t - lo], out_XK[x1, t - lo] = a, b
+
+
+@njit(cache=True, nogil=True, fastmath=True)
 def mean_cosine(
     vectors_ND: NDArray[np.float32], lo: int, hi: int, vector_D: NDArray[np.float32], sum_D: NDArray[np.float32]
 ) -> Scalar:

@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 
 from service.search.candidates import advance
 from service.search.filters import DocumentFilter
+from service.search.scores import multiply_rows
 from service.search.selection import new_best
-from service.search.tables import SCORINGS, Normalisation, Scoring, WalkTables
-from service.search.walk_state import FINISHED, Frontier, Order, Rules, Scores, Scratch
+from service.search.tables import SCORINGS, Normalisation, Scoring, WalkTables, frozen
+from service.search.walk_state import FINISHED, Frontier, Order, Rules, Scores, Scratch, Tables
 
 MAX_BEAM_WIDTH = 1000
 
 # One matrix product with the whole level beats a product per child from this share of the level's tokens on: a row
-# of it costs 0.4 to 0.9 of as many single products (K 128 to 1,024, 10 to 100 beams), and those skip hopeless beams.
-DENSE_SHARE = 0.6
+# of it costs 0.5 to 0.7 of as many single products (K 128 to 1,024, 10 to 100 beams), and those skip hopeless beams.
+DENSE_SHARE = 0.7
 
 
 class Step(Protocol):
@@ -96,60 +97,60 @@ def walk(
     queries, levels = len(vectors_QD), len(tables.level_offsets) - 1
     vectors_QD = np.ascontiguousarray(vectors_QD)
     scratch = _scratch(tables, beam_width)
-    root_QR = vectors_QD @ tables.root_RD.T if scoring != "generative" else np.zeros((0, 0), np.float32)
+    root_QR = _products(vectors_QD, tables.root_RD, 0, len(tables.root_RD) if scoring != "generative" else 0)
     beams, after = (_frontier(queries, beam_width, levels if explain else 0) for _ in range(2))
-    order = Order(*(np.zeros((queries, beam_width), np.int64) for _ in range(2)))
+    order = _order(queries, beam_width)
     columns = _start(tables, rules, vectors_QD, beams, order, eligible)
-    steps_Q = np.zeros(queries, np.int64)
     depth = 0
     while columns:
-        steps_Q += (beams.column_QB >= 0).any(axis=1, where=_in_use(beams))
-        hidden_QUE, dense_QUK = _decode(tables, rules, beams, order, columns, depth, step)
+        hidden_QUE, dense_QUK = _decode(arrays, tables.level_offsets, rules, order, columns, depth, step)
         scores = Scores(vectors_QD, hidden_QUE, dense_QUK, tables.level_offsets[depth], root_QR)
         columns = advance(rules, arrays, scores, scratch, depth, beams, after, order)
         beams, after = after, beams
         depth += 1
     levels_QBL = beams.levels_QBL if explain else None
     steps = 0 if step is None else depth
-    return Beams(beams.node_QB, beams.lo_QB, beams.hi_QB, beams.score_QB, beams.size_Q, steps_Q, steps, levels_QBL)
+    return Beams(
+        beams.node_QB, beams.lo_QB, beams.hi_QB, beams.score_QB, beams.size_Q, order.steps_Q, steps, levels_QBL
+    )
 
 
 def _decode(
-    tables: WalkTables, rules: Rules, beams: Frontier, order: Order, columns: int, depth: int, step: Step | None
+    arrays: Tables,
+    level_offsets: tuple[int, ...],
+    rules: Rules,
+    order: Order,
+    columns: int,
+    depth: int,
+    step: Step | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Run the decoder for the unfinished beams: hidden states (Q, U, E), and their products with the whole level.
 
-    The products are (Q, U, K) where one matrix product is the cheaper way or all of them are needed, else empty.
+    The products are (Q, U, K) where one matrix product is the cheaper way or all of them are needed, else (Q, U, 0).
     """
-    queries = len(beams.size_Q)
+    queries = len(order.steps_Q)
     nothing = np.zeros((queries, columns, 0), np.float32)
-    if step is None or rules.scoring == SCORINGS["geometric"]:
+    if step is None:
         return nothing, nothing
-    embeddings_QUE = tables.tokens_TE[order.token_QB[:, :columns]]
+    embeddings_QUE = arrays.tokens_TE[order.token_QB[:, :columns]]
     parents_QU = np.ascontiguousarray(order.parent_QB[:, :columns]) if depth else None
     hidden_QUE = np.ascontiguousarray(step(embeddings_QUE, depth, parents_QU))
     if hidden_QUE.shape != embeddings_QUE.shape or not np.isfinite(hidden_QUE).all():
         raise ValueError(
             f"decoder step {depth} gave {hidden_QUE.shape} for {embeddings_QUE.shape}, or values that are not finite"
         )
-    lo, hi = tables.level_offsets[depth : depth + 2]
-    if not (rules.full or depth == 0 or _children(tables, beams) >= DENSE_SHARE * queries * columns * (hi - lo)):
+    lo, hi = level_offsets[depth : depth + 2]
+    if not (rules.full or depth == 0 or order.children_Q.sum() >= DENSE_SHARE * queries * columns * (hi - lo)):
         return hidden_QUE, nothing
-    products = hidden_QUE.reshape(queries * columns, -1) @ tables.tokens_TE[lo:hi].T
+    products = _products(hidden_QUE.reshape(queries * columns, -1), arrays.tokens_TE, lo, hi)
     return hidden_QUE, products.reshape(queries, columns, hi - lo)
 
 
-def _children(tables: WalkTables, beams: Frontier) -> int:
-    """Count the children of all unfinished beams."""
-    nodes = beams.node_QB[_in_use(beams) & (beams.column_QB != FINISHED)]
-    child_M = tables.trie.child_M
-    return int(child_M[nodes + 1].sum(dtype=np.int64) - child_M[nodes].sum(dtype=np.int64))
-
-
-def _in_use(beams: Frontier) -> NDArray[np.bool_]:
-    """Return which of the (Q, B) beams exist."""
-    used: NDArray[np.bool_] = np.arange(beams.node_QB.shape[1]) < beams.size_Q[:, None]
-    return used
+def _products(left_XE: NDArray[np.float32], right_TE: NDArray[np.float32], lo: int, hi: int) -> NDArray[np.float32]:
+    """Return the products of all left rows with right rows `[lo, hi)`, (X, hi - lo)."""
+    products_XK = np.empty((len(left_XE), hi - lo), np.float32)
+    multiply_rows(left_XE, frozen(right_TE), lo, hi, products_XK)
+    return products_XK
 
 
 def _start(
@@ -165,11 +166,21 @@ def _start(
     finished = int(tables.trie.child_M[1]) == 1 and not rules.full  # all documents share one SID
     possible = eligible is None or eligible.count(0, documents) > 0
     beams.node_QB[:, 0], beams.lo_QB[:, 0], beams.hi_QB[:, 0] = 0, 0, documents
-    beams.score_QB[:, 0] = vectors_QD @ tables.root_D if rules.scoring == SCORINGS["geometric"] else 0.0
+    if rules.scoring == SCORINGS["geometric"]:
+        beams.score_QB[:, 0] = _products(vectors_QD, tables.root_D[None], 0, 1)[:, 0]
     beams.column_QB[:, 0] = FINISHED if finished else 0
     beams.size_Q[:] = possible
     order.token_QB[:, 0] = rules.start
+    order.steps_Q[:] = possible and not finished
     return int(possible and not finished)
+
+
+def _order(queries: int, beam_width: int) -> Order:
+    """Return an order for nothing."""
+    shape = (queries, beam_width)
+    return Order(
+        np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(queries, np.int64), np.zeros(queries, np.int64)
+    )
 
 
 def _frontier(queries: int, beam_width: int, levels: int) -> Frontier:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from service.index.centroids import HANDFUL, build_centroids
 from service.index.trie import build_trie
 from service.search.filters import DocumentFilter
+from service.search.scores import multiply_rows
 from service.search.tables import Normalisation, Scoring, WalkTables
 from service.search.walk import Beams, walk
 
@@ -410,3 +411,13 @@ def test_model_without_a_decoder_offers_geometric_only() -> None:
     assert plain.scorings == ("geometric",)
     with pytest.raises(ValueError, match="'guided' is not offered: choose one of geometric"):
         walk(plain, "guided", "constrained", 5, world.vectors_QD, world.decoder)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**16), rows=st.integers(1, 7), lo=st.integers(0, 5), count=st.integers(0, 9))
+def test_products_of_rows_are_those_of_numpy(seed: int, rows: int, lo: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    left, right = rng.normal(size=(rows, 19)).astype(np.float32), rng.normal(size=(16, 19)).astype(np.float32)
+    found = np.full((rows, count), np.nan, np.float32)
+    multiply_rows(left, right, lo, lo + count, found)
+    np.testing.assert_allclose(found, left @ right[lo : lo + count].T, atol=1e-4)
