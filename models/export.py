@@ -34,7 +34,10 @@ class EncoderGraph(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """One step: `embedding, step, attention_mask, memories…, pasts… → hidden, presents…`."""
+    """One step: `embedding, step, attention_mask, memories…, pasts… → hidden, presents…`.
+
+    A decoder with a bearing also reads `vector, past_point` (last) and gives `present_point` (last).
+    """
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
@@ -43,10 +46,14 @@ class DecoderGraph(nn.Module):
 
     def forward(self, embedding: Tensor, step: Tensor, attention_mask: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         """Pair the flat list of caches up again, and flatten the result."""
-        pairs = list(zip(caches[::2], caches[1::2], strict=True))
-        layers = len(pairs) // 2
-        hidden, present = self.decoder.step(embedding, step, attention_mask, pairs[:layers], pairs[layers:])
-        return (hidden, *(tensor for pair in present for tensor in pair))
+        layers = self.decoder.shape.layers
+        pairs = list(zip(caches[0 : 4 * layers : 2], caches[1 : 4 * layers : 2], strict=True))
+        bearing = caches[4 * layers :]
+        hidden, present, point = self.decoder.step(
+            embedding, step, attention_mask, pairs[:layers], pairs[layers:], *bearing
+        )
+        reached = () if point is None else (point,)
+        return (hidden, *(tensor for pair in present for tensor in pair), *reached)
 
 
 def cache_names(kind: str, layers: int) -> list[str]:
@@ -76,13 +83,17 @@ def export_decoder(decoder: Decoder, path: Path, int8: bool = False) -> None:
     axes |= {"hidden": {0: "Q", 1: "B"}} | {name: {0: "Q", 2: "S"} for name in memory}
     axes |= {name: {0: "Q", 1: "B", 3: "t"} for name in past} | {name: {0: "Q", 1: "B", 3: "t1"} for name in present}
     q, b, s, t = 2, 3, 5, 2
-    example = (
+    example: tuple[Tensor, ...] = (
         torch.randn(q, b, shape.embedding),
         torch.tensor([t]),
         torch.ones(q, s, dtype=torch.int64),
         *(torch.randn(q, shape.heads, s, head) for _ in memory),
         *(torch.randn(q, b, shape.heads, t, head) for _ in past),
     )
+    if shape.bearing:
+        past, present = [*past, "vector", "past_point"], [*present, "present_point"]
+        axes |= {"vector": {0: "Q"}, "past_point": {0: "Q", 1: "B"}, "present_point": {0: "Q", 1: "B"}}
+        example = (*example, torch.randn(q, shape.embedding), torch.randn(q, b, shape.embedding))
     inputs = ["embedding", "step", "attention_mask", *memory, *past]
     _export(DecoderGraph(decoder), example, path, inputs, ["hidden", *present], axes, int8)
 

@@ -21,7 +21,11 @@ KeyValue = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """Sizes of a decoder. `embedding` is E, `memory` the width of the encoder's token states."""
+    """Sizes of a decoder. `embedding` is E, `memory` the width of the encoder's token states.
+
+    With `bearing` the decoder knows where the path has led: the point that the codes so far stand for (HHQ eq. 5), and
+    the direction from there to the query's vector. It reads that bearing, and its hidden state starts from it.
+    """
 
     layers: int = 2
     heads: int = 6
@@ -30,6 +34,7 @@ class DecoderShape:
     memory: int = 384
     max_steps: int = 8
     dropout: float = 0.1
+    bearing: bool = False
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -108,29 +113,81 @@ class Decoder(nn.Module):
         self.write = nn.Linear(shape.width, shape.embedding)
         self.dropout = nn.Dropout(shape.dropout)
         nn.init.normal_(self.position.weight, std=0.02)
+        if shape.bearing:
+            self.read_bearing = nn.Linear(shape.embedding, shape.width, bias=False)
+            self.follow = nn.Embedding(shape.max_steps, 1)
+            nn.init.ones_(self.follow.weight)
+            with torch.no_grad():  # the untrained decoder goes where the bearing points
+                self.write.weight.mul_(0.1)
 
     def memories(self, states_QSM: Tensor) -> list[KeyValue]:
         """Cross-attention keys and values of every layer."""
         return [layer.memory_key_value(states_QSM) for layer in self.layers]
 
-    def forward(self, embeddings_QLE: Tensor, memories: list[KeyValue], mask_QS: Tensor) -> Tensor:
+    def forward(
+        self, embeddings_QLE: Tensor, memories: list[KeyValue], mask_QS: Tensor, vector_QE: Tensor | None = None
+    ) -> Tensor:
         """Unit hidden states (Q, L, E) under teacher forcing; position l has read embeddings 0..l."""
         steps = torch.arange(embeddings_QLE.shape[1], device=embeddings_QLE.device)
-        x = self.dropout(self.read(embeddings_QLE) + self.position(steps))
+        bearing_QLE = None if vector_QE is None else bearings(vector_QE, path_points(embeddings_QLE))
+        x = self.dropout(self._enter(embeddings_QLE, steps, bearing_QLE))
         for layer, memory in zip(self.layers, memories, strict=True):
             x = layer(x, memory, attention_bias(mask_QS, x.dtype))
-        return F.normalize(self.write(self.norm(x)), dim=-1)
+        return self._leave(x, steps, bearing_QLE)
 
     def step(
-        self, embedding_QBE: Tensor, step_1: Tensor, mask_QS: Tensor, memories: list[KeyValue], past: list[KeyValue]
-    ) -> tuple[Tensor, list[KeyValue]]:
-        """One step for B beams per query: unit hidden states (Q, B, E) and the longer self-attention caches."""
-        x = self.read(embedding_QBE) + self.position(step_1)
+        self,
+        embedding_QBE: Tensor,
+        step_1: Tensor,
+        mask_QS: Tensor,
+        memories: list[KeyValue],
+        past: list[KeyValue],
+        vector_QE: Tensor | None = None,
+        point_QBE: Tensor | None = None,
+    ) -> tuple[Tensor, list[KeyValue], Tensor | None]:
+        """One step for B beams per query: unit hidden states (Q, B, E), the longer caches, the points reached."""
+        bearing_QBE = None
+        if vector_QE is not None and point_QBE is not None:
+            point_QBE = next_point(point_QBE, embedding_QBE, step_1)
+            bearing_QBE = bearings(vector_QE, point_QBE)
+        x = self._enter(embedding_QBE, step_1, bearing_QBE)
         present = []
         for layer, memory, old in zip(self.layers, memories, past, strict=True):
             x, new = layer.step(x, memory, attention_bias(mask_QS, x.dtype), old)
             present.append(new)
-        return F.normalize(self.write(self.norm(x)), dim=-1), present
+        return self._leave(x, step_1, bearing_QBE), present, point_QBE
+
+    def _enter(self, embeddings: Tensor, steps: Tensor, bearing: Tensor | None) -> Tensor:
+        if self.shape.bearing != (bearing is not None):
+            raise ValueError(f"this decoder {'needs' if self.shape.bearing else 'takes no'} vector and points")
+        x: Tensor = self.read(embeddings) + self.position(steps)
+        return x if bearing is None else x + self.read_bearing(bearing)
+
+    def _leave(self, x: Tensor, steps: Tensor, bearing: Tensor | None) -> Tensor:
+        written = self.write(self.norm(x))
+        return F.normalize(written if bearing is None else written + self.follow(steps) * bearing, dim=-1)
+
+
+def next_point(point_QBE: Tensor, embedding_QBE: Tensor, step_1: Tensor) -> Tensor:
+    """The point after one more code: nothing at step 0, the first codeword at step 1, then reflections (HHQ eq. 5)."""
+    reflected = point_QBE - 2 * (point_QBE * embedding_QBE).sum(-1, keepdim=True) * embedding_QBE
+    first, begun = (step_1 == 1).to(point_QBE.dtype), (step_1 > 0).to(point_QBE.dtype)
+    return begun * (reflected + first * embedding_QBE)
+
+
+def path_points(embeddings_QLE: Tensor) -> Tensor:
+    """The points (Q, L, E) before each position of a path; position 0 holds the start vector and stands nowhere."""
+    point = torch.zeros_like(embeddings_QLE[:, 0])
+    points = []
+    for step in range(embeddings_QLE.shape[1]):
+        point = next_point(point, embeddings_QLE[:, step], torch.tensor([step], device=point.device))
+        points.append(point)
+    return torch.stack(points, 1)
+
+
+def bearings(vector_QE: Tensor, points_QBE: Tensor) -> Tensor:
+    """Unit directions (Q, B, E) from points to the query's vector."""
+    return F.normalize(vector_QE[:, None] - points_QBE, dim=-1)
 
 
 def attention_bias(mask_QS: Tensor, dtype: torch.dtype) -> Tensor:
@@ -211,11 +268,13 @@ class Retriever(nn.Module):
         """Token embeddings (T, E) of unit length; as they are without `unit_heads`."""
         return F.normalize(self.tokens, dim=-1) if self.unit_heads else self.tokens
 
-    def hidden(self, states_QSM: Tensor, mask_QS: Tensor, sids_QL: Tensor) -> Tensor:
+    def hidden(self, states_QSM: Tensor, mask_QS: Tensor, sids_QL: Tensor, vector_QD: Tensor) -> Tensor:
         """Unit hidden states (Q, L, E) before each code of the paths `sids_QL` (tokens, padded with -1)."""
         if self.decoder is None:
             raise ValueError("this retriever has no decoder")
         read_QLE = self.unit_tokens()[sids_QL[:, :-1].clamp_min(0)]
         start = self.start.expand(len(sids_QL), 1, -1)
-        hidden: Tensor = self.decoder(torch.cat([start, read_QLE], 1), self.decoder.memories(states_QSM), mask_QS)
+        vector = vector_QD if self.decoder.shape.bearing else None
+        path = torch.cat([start, read_QLE], 1)
+        hidden: Tensor = self.decoder(path, self.decoder.memories(states_QSM), mask_QS, vector)
         return hidden.float()

@@ -57,6 +57,8 @@ def build_tree(sids_NL: NDArray[np.int64], vectors_ND: NDArray[np.float32], toke
     parents = np.zeros(1, np.int64)
     for level in range(levels):
         alive = np.flatnonzero((path[:, level] != NO_CHILD) & (sids_NL[:, level] >= 0))
+        if not len(alive):
+            break
         pairs = np.stack([path[alive, level], sids_NL[alive, level]], 1)
         unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
         path[alive, level + 1] = first + inverse.ravel()

@@ -34,12 +34,17 @@ class EncoderTable(Table):
 
 
 class DecoderTable(Table):
-    """`[decoder]`: 0 layers means a model without a decoder, which serves `geometric` only."""
+    """`[decoder]`: 0 layers means a model without a decoder, which serves `geometric` only.
+
+    `bearing` lets the decoder know the direction from the point reached to the query; it needs codes that reflect (HHQ)
+    and token embeddings that stay the codebooks, and is left out otherwise.
+    """
 
     layers: int = Field(default=2, ge=0, le=24)
     heads: int = Field(default=6, ge=1)
     width: int = Field(default=384, ge=8)
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    bearing: bool = True
     train_tokens: bool = False
 
 

@@ -139,7 +139,7 @@ def path_losses(work: Work, vector_BD: Tensor, states: Tensor, mask: Tensor, doc
         raise ValueError("a decode stage needs the code tree")
     states = states.to(torch.bfloat16 if work.bf16 else torch.float32)
     with torch.autocast(work.device, torch.bfloat16, enabled=work.bf16):
-        hidden_BLE = retriever.hidden(states, mask, tree.sids[documents_B])
+        hidden_BLE = retriever.hidden(states, mask, tree.sids[documents_B], vector_BD)
     tokens_TE, scales = retriever.unit_tokens(), Scales.of(retriever)
     generative = guided = vector_BD.new_zeros(())
     for level in range(hidden_BLE.shape[1]):

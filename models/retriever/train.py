@@ -26,6 +26,7 @@ from torch import Tensor
 from models.data import Dataset, load_dataset
 from models.quantizers.base import Quantizer, codes_to_tokens, make_quantizer, progress_bar
 from models.quantizers.gumbel import Gumbel
+from models.quantizers.lengths import RuledQuantizer
 from models.retriever.batches import StateCache, Texts, embed, tokenize
 from models.retriever.checkpoint import Place, load_checkpoint, save_checkpoint
 from models.retriever.joint import GradientLog, Joint, joint_epoch, tie_codebooks, untie_codebooks
@@ -149,6 +150,11 @@ def start_run(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: st
     backbone = load_backbone(recipe.encoder.name, recipe.encoder.dropout)
     freeze(backbone, recipe)
     quantizer = make_quantizer({"seed": recipe.seed} | recipe.quantizer)
+    if recipe.objective.constraint == "none" and isinstance(quantizer, RuledQuantizer):
+        raise RecipeError(
+            "objective.constraint = 'none' normalises over the level of each position, and "
+            f"{quantizer.system!r} makes SIDs that skip levels: use 'trie' or 'predecessor'"
+        )
     if (
         not quantizer.in_vector_space
         and not recipe.decoder.train_tokens
@@ -165,6 +171,7 @@ def start_run(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: st
         memory=dimensions,
         max_steps=len(quantizer.level_sizes) + 1,
         dropout=table.dropout,
+        bearing=table.bearing and quantizer.system == "hhq" and not table.train_tokens,
     )
     retriever = Retriever(
         Encoder(backbone, recipe.encoder.pooling),
@@ -245,6 +252,9 @@ def prepare(run: Run, stage: Stage) -> None:
     run.best, run.best_score = {}, -1.0
     vectors_ND = encode_documents(run) if run.vectors_ND is None else run.vectors_ND
     if stage.objective != "contrast" and not run.fitted:
+        if hasattr(run.quantizer, "interactions_N"):  # head and tail by how often train queries ask for a document
+            asked = [document for _, document in run.material.real]
+            run.quantizer.interactions_N = np.bincount(asked, minlength=len(run.material.documents))
         run.quantizer.fit(vectors_ND.cpu().numpy(), run.device)
         run.fitted = True
         if run.quantizer.in_vector_space:

@@ -26,7 +26,7 @@ BEAM = 10
 class TorchStep:
     """The decoder of one batch as the walk wants it: keeps its caches and reorders them by the beams' parents."""
 
-    def __init__(self, retriever: Retriever, states: Tensor, mask: Tensor) -> None:
+    def __init__(self, retriever: Retriever, states: Tensor, mask: Tensor, vector_QD: Tensor) -> None:
         if retriever.decoder is None:
             raise ValueError("this retriever has no decoder")
         self.decoder = retriever.decoder
@@ -35,6 +35,8 @@ class TorchStep:
         self.memories = self.decoder.memories(states)
         empty = torch.zeros(len(mask), 1, shape.heads, 0, shape.width // shape.heads, device=mask.device)
         self.past: list[KeyValue] = [(empty, empty)] * shape.layers
+        self.vector = vector_QD if shape.bearing else None
+        self.point = vector_QD.new_zeros(len(mask), 1, shape.embedding) if shape.bearing else None
 
     @torch.no_grad()
     def __call__(
@@ -43,11 +45,15 @@ class TorchStep:
         """One step; see `service.search.walk.Step`."""
         device = self.mask.device
         if parents_QB is not None:
-            parents = torch.as_tensor(parents_QB, device=device)[:, :, None, None, None]
+            rows = torch.as_tensor(parents_QB, device=device)[:, :, None]
+            parents = rows[..., None, None]
+            self.point = None if self.point is None else self._reorder(self.point, rows)
             self.past = [(self._reorder(key, parents), self._reorder(value, parents)) for key, value in self.past]
         inputs = torch.as_tensor(embeddings_QBE, device=device)
         steps = torch.tensor([step], device=device)
-        hidden, self.past = self.decoder.step(inputs, steps, self.mask, self.memories, self.past)
+        hidden, self.past, self.point = self.decoder.step(
+            inputs, steps, self.mask, self.memories, self.past, self.vector, self.point
+        )
         result: NDArray[np.float32] = hidden.float().cpu().numpy()
         return result
 
@@ -84,7 +90,7 @@ def walked_ranks(work: Work, pairs: Sequence[Pair], scoring: Scoring, batch: int
         block = pairs[start : start + batch]
         vectors_QD, states, mask = embed_pairs(work, block)
         with torch.no_grad():
-            step = TorchStep(work.retriever, states.float(), mask)
+            step = TorchStep(work.retriever, states.float(), mask, vectors_QD)
         beams = walk(tables, scoring, "constrained", BEAM, vectors_QD.float().cpu().numpy(), step)
         for row, (_, document) in enumerate(block):
             ranks[start + row] = rank_in_beams(beams, row, position[document], tables.vectors, vectors_QD[row])

@@ -33,7 +33,14 @@ class Decoder:
         self.memory_names = cache_names("memory", self.layers)
         self.past_names = cache_names("past", self.layers)
         self.present_names = cache_names("present", self.layers)
-        inputs = ("embedding", "step", "attention_mask", *self.memory_names, *self.past_names)
+        self.bearing = "past_point" in self.session.inputs
+        if self.bearing:
+            self.past_names, self.present_names = (
+                (*self.past_names, "past_point"),
+                (*self.present_names, "present_point"),
+            )
+        vector = ("vector",) if self.bearing else ()
+        inputs = ("embedding", "step", "attention_mask", *vector, *self.memory_names, *self.past_names)
         self.session.require(inputs, ("hidden", *self.present_names))
         past = self.session.inputs["past_key_0"] if self.layers else ()
         if len(past) != 5 or past[2] is None or past[4] is None:
@@ -63,6 +70,8 @@ class DecoderStep:
     def __init__(self, decoder: Decoder, encoded: Encoded) -> None:
         self._decoder = decoder
         self._fixed: dict[str, NDArray[Any]] = {**encoded.memory, "attention_mask": encoded.attention_mask_QS}
+        if decoder.bearing:
+            self._fixed["vector"] = encoded.vectors_QD
         self._queries = len(encoded)
         self._past: list[NDArray[np.float32]] | None = None
         self.steps = 0
@@ -100,12 +109,17 @@ class DecoderStep:
     def _reordered(self, beams: int, parents_QB: NDArray[np.integer] | None) -> list[NDArray[np.float32]]:
         """Return every cache (Q, B, H, t, Dh) with the rows of the new beams' parents."""
         if self._past is None:
-            shape = (self._queries, beams, self._decoder.heads, 0, self._decoder.head_dimensions)
-            return [np.zeros(shape, np.float32) for _ in self._decoder.past_names]
+            return [np.zeros(self._empty(name, beams), np.float32) for name in self._decoder.past_names]
         if parents_QB is None:
             return self._past
         queries_Q1 = np.arange(self._queries)[:, None]
         return [cache[queries_Q1, parents_QB] for cache in self._past]
+
+    def _empty(self, name: str, beams: int) -> tuple[int, ...]:
+        """Return the shape of a cache before the first step; a point (Q, B, E) stands at the origin then."""
+        if name == "past_point":
+            return (self._queries, beams, int(self._decoder.embedding_dimensions or 0))
+        return (self._queries, beams, self._decoder.heads, 0, self._decoder.head_dimensions)
 
     def _check(self, embeddings_QBE: NDArray[np.float32], step: int, parents_QB: NDArray[np.integer] | None) -> None:
         if step != self.steps:

@@ -11,7 +11,8 @@ import torch
 from torch.nn.functional import normalize
 
 from models.export import cache_names, export_decoder, export_encoder
-from models.retriever.network import Decoder, DecoderShape, Encoder, Retriever, load_backbone
+from models.quantizers.hhq import HHQ, HHQSettings
+from models.retriever.network import Decoder, DecoderShape, Encoder, Retriever, load_backbone, path_points
 
 SHAPE = DecoderShape(layers=2, heads=2, width=16, embedding=12, memory=24, max_steps=5, dropout=0.3)
 
@@ -44,8 +45,46 @@ def test_steps_with_caches_equal_teacher_forcing(encoder: Encoder, decoder: Deco
         whole = decoder(path, memories, mask)
         past = [(torch.zeros(3, 1, 2, 0, 8),) * 2] * 2
         for step in range(4):
-            hidden, past = decoder.step(path[:, step : step + 1], torch.tensor([step]), mask, memories, past)
+            hidden, past, _ = decoder.step(path[:, step : step + 1], torch.tensor([step]), mask, memories, past)
             torch.testing.assert_close(hidden[:, 0], whole[:, step], atol=1e-5, rtol=1e-4)
+
+
+def test_a_bearing_points_from_the_reconstruction_to_the_query(tmp_path: Path) -> None:
+    """Points are what HHQ reconstructs from the codes so far; steps, teacher forcing and the graph agree on them."""
+    shape = DecoderShape(layers=1, heads=2, width=16, embedding=12, memory=24, max_steps=5, bearing=True)
+    decoder = Decoder(shape).eval()
+    quantizer = HHQ(HHQSettings(level_sizes=(4, 4, 4)))
+    quantizer.codebooks = [normalize(torch.randn(4, 12), dim=-1) for _ in range(3)]
+    codes = np.array([[0, 1, 2], [3, 3, 0]])
+    rows = [torch.stack([quantizer.codebooks[level][code] for level, code in enumerate(row)]) for row in codes]
+    path = torch.cat([torch.randn(2, 1, 12), torch.stack(rows)], 1)
+    points = path_points(path)
+    for length in (1, 2, 3):
+        kept = np.where(np.arange(3) < length, codes, -1)
+        np.testing.assert_allclose(points[:, length].numpy(), quantizer.reconstruct(kept), atol=1e-5)
+    vector, states, mask = normalize(torch.randn(2, 12), dim=-1), torch.randn(2, 5, 24), torch.ones(2, 5).long()
+    export_decoder(decoder, tmp_path / "decoder.onnx")
+    graph = onnxruntime.InferenceSession(tmp_path / "decoder.onnx")
+    with torch.no_grad():
+        memories = decoder.memories(states)
+        whole = decoder(path, memories, mask, vector)
+    feed = {"attention_mask": mask.numpy(), "vector": vector.numpy()}
+    feed |= {f"memory_{half}_0": tensor.numpy() for half, tensor in zip(("key", "value"), memories[0], strict=True)}
+    past = [np.zeros((2, 1, 2, 0, 8), np.float32)] * 2 + [np.zeros((2, 1, 12), np.float32)]
+    for step in range(4):
+        names = ("past_key_0", "past_value_0", "past_point")
+        inputs = {"embedding": path[:, step : step + 1].numpy(), "step": np.array([step])}
+        hidden, *past = graph.run(None, feed | inputs | dict(zip(names, past, strict=True)))
+        np.testing.assert_allclose(hidden[:, 0], whole[:, step].numpy(), atol=1e-5)
+        np.testing.assert_allclose(past[-1][:, 0], points[:, step].numpy(), atol=1e-5)
+
+
+def test_an_untrained_bearing_goes_where_geometry_points() -> None:
+    decoder = Decoder(DecoderShape(layers=1, heads=2, width=16, embedding=12, memory=24, bearing=True)).eval()
+    vector, states, mask = normalize(torch.randn(2, 12), dim=-1), torch.randn(2, 5, 24), torch.ones(2, 5).long()
+    with torch.no_grad():
+        hidden = decoder(torch.randn(2, 1, 12), decoder.memories(states), mask, vector)
+    assert float((hidden[:, 0] * vector).sum(-1).min()) > 0.9
 
 
 def test_later_codes_do_not_change_earlier_states(encoder: Encoder, decoder: Decoder) -> None:
@@ -92,7 +131,7 @@ def test_onnx_graphs_equal_torch(encoder: Encoder, decoder: Decoder, tmp_path: P
     hidden, *present = decode.run(None, feed)
     with torch.no_grad():
         pairs = [(past[0], past[1]), (past[2], past[3])]
-        wanted, wanted_present = decoder.step(embeddings, torch.tensor([2]), mask, memories, pairs)
+        wanted, wanted_present, _ = decoder.step(embeddings, torch.tensor([2]), mask, memories, pairs)
     np.testing.assert_allclose(hidden, wanted.numpy(), atol=1e-4)
     np.testing.assert_allclose(present[2], wanted_present[1][0].numpy(), atol=1e-4)
 

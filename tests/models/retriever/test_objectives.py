@@ -98,6 +98,12 @@ def test_variable_lengths_end_early() -> None:
     assert min(float(x) for x in some) > 0.1
 
 
+def test_a_tree_may_be_shallower_than_its_levels() -> None:
+    sids = np.array([[0, -1, -1], [1, -1, -1]])
+    tree = build_tree(sids, np.eye(2, dtype=np.float32), TOKENS, "cpu")
+    assert tree.path.tolist() == [[0, 1, -1, -1], [0, 2, -1, -1]]
+
+
 def test_smoothing_gives_a_share_to_near_children() -> None:
     """Smoothed loss at the root restated: 0.9 of the hard loss, 0.1 spread by exp(20 cosine of centroids)."""
     tree, sids, vectors = some_tree(8)

@@ -140,7 +140,9 @@ def test_a_moving_encoder_is_held_by_its_anchor(tiny_encoder: Path, tiny_data: P
         stage = {"name": "both", "objective": "decode", "epochs": 3, "batch": 32, "encoder_lr": 3e-3, "anchor": anchor}
         model = open_model(training.run(tiny_recipe(tiny_encoder, stage=[stage]), [tiny_data], tmp_path / str(anchor)))
         served = ServedEncoder(model.encoder_file, model.tokenizer_file, model.manifest.text, 1)
-        kept[anchor] = float((served.encode_documents([(d.title, d.text) for d in dataset.documents]) * start).sum(1).mean())
+        kept[anchor] = float(
+            (served.encode_documents([(d.title, d.text) for d in dataset.documents]) * start).sum(1).mean()
+        )
     assert kept[0.0] < kept[50.0]
 
 
@@ -156,7 +158,7 @@ def test_a_model_without_a_decoder_offers_geometry_only(tiny_encoder: Path, tiny
     ("changes", "message"),
     [
         ({"colour": 1}, r"colour: unknown key; allowed here: .*quantizer"),
-        ({"decoder": {"depth": 2}}, r"decoder.depth: unknown key; allowed here: dropout, heads, layers"),
+        ({"decoder": {"depth": 2}}, r"decoder.depth: unknown key; allowed here: bearing, dropout, heads, layers"),
         ({"objective": {"constraint": "none"}}, "guided = 1.0 needs constraint = 'trie'"),
         ({"pseudo_queries": {"source": "file"}}, "source 'file' needs path"),
         ({"stage": []}, "stage"),
