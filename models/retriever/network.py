@@ -117,8 +117,8 @@ class Decoder(nn.Module):
             self.read_bearing = nn.Linear(shape.embedding, shape.width, bias=False)
             self.follow = nn.Embedding(shape.max_steps, 1)
             nn.init.ones_(self.follow.weight)
-            with torch.no_grad():  # the untrained decoder goes where the bearing points
-                self.write.weight.mul_(0.1)
+            nn.init.zeros_(self.write.weight)  # the untrained decoder goes where the bearing points
+            nn.init.zeros_(self.write.bias)
 
     def memories(self, states_QSM: Tensor) -> list[KeyValue]:
         """Cross-attention keys and values of every layer."""
