@@ -16,14 +16,17 @@ from rich.console import Console
 from starlette.exceptions import HTTPException
 
 from service import __version__
+from service.http.embeddings import embeddings_router
 from service.http.engine import Engine
+from service.http.hamming import hamming_router
 from service.http.limits import BodyLimits
 from service.http.observe import Observe
 from service.http.openapi import describe
 from service.http.problems import Problem, on_http_exception, on_problem, on_validation_error
 from service.http.readiness import Phase, Readiness
 from service.http.rendering import SearchPipeline
-from service.http.routes import RequestLimits, Shared, metrics_router, search_router, service_router
+from service.http.routes import metrics_router, search_router, service_router
+from service.http.shared import RequestLimits, Shared
 from service.ops.cache import AnswerCache, LocalCache, RedisCache
 from service.ops.metrics import Metrics
 from service.ops.settings import Settings
@@ -47,7 +50,8 @@ def create_app(pipeline: SearchPipeline, settings: Settings) -> FastAPI:
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]  # FastAPI's documented way to change the page
     app.state.settings = settings
     app.state.shared = Shared(engine, readiness, metrics, _request_limits(settings), settings.ready_timeout_seconds)
-    app.include_router(search_router)
+    for router in (search_router, hamming_router, embeddings_router):
+        app.include_router(router)
     app.include_router(service_router)
     if settings.metrics_port is None:
         app.include_router(metrics_router)
@@ -90,4 +94,6 @@ def make_cache(settings: Settings) -> AnswerCache:
 
 
 def _request_limits(settings: Settings) -> RequestLimits:
-    return RequestLimits(settings.max_queries, settings.max_query_characters, settings.max_top_k)
+    return RequestLimits(
+        settings.max_queries, settings.max_query_characters, settings.max_top_k, settings.max_hamming_top_k
+    )

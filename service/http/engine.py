@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 CANARY_QUERY = "how do I find what I am looking for"
 Timings = dict[str, float]
+Answers = TypeVar("Answers")
 
 
 class CachedAnswer(BaseModel):
@@ -92,7 +95,7 @@ class Engine:
         """
         begin = time.perf_counter()
         if search.options.explain:  # beams are not cached
-            answers, timings = await self._compute(search)
+            answers, timings = await self.compute(partial(self._run, search))
         else:
             answers, timings = await self._search_cached(search)
         self.metrics.count_queries(len(answers))
@@ -105,7 +108,7 @@ class Engine:
         timings = {"cache": time.perf_counter() - begin}
         rows = {key: row for row, key in enumerate(keys) if key not in answers}  # each question once
         if rows:
-            fresh, stages = await self._compute(search.part(list(rows.values())))
+            fresh, stages = await self.compute(partial(self._run, search.part(list(rows.values()))))
             answers |= dict(zip(rows, fresh, strict=True))
             timings |= stages
             await self._remember(dict(zip(rows, fresh, strict=True)))
@@ -133,19 +136,31 @@ class Engine:
         task.add_done_callback(self._writes.discard)
         await asyncio.sleep(0)
 
-    async def _compute(self, search: Search) -> tuple[list[QueryAnswer], Timings]:
+    async def compute(self, work: Callable[[], tuple[Answers, Timings]]) -> tuple[Answers, Timings]:
+        """Run work in a thread of the pool; give its result, and seconds per stage with the wait in the queue.
+
+        Raises:
+            Problem: 503 when the service is full, or what the work raises.
+        """
         if self.in_flight >= self.max_in_flight:
             self.metrics.count_refusal("overload")
             raise overloaded(self.in_flight)
-        answers, timings = await asyncio.wrap_future(self._submit(search))
+        answers, timings = await asyncio.wrap_future(self._submit(work))
         self.metrics.observe_stages(timings)
         return answers, timings
 
-    def _submit(self, search: Search) -> Future[tuple[list[QueryAnswer], Timings]]:
-        """Queue the search; its place is free again when the thread is done with it, not when the client leaves."""
+    def _submit(self, work: Callable[[], tuple[Answers, Timings]]) -> Future[tuple[Answers, Timings]]:
+        """Queue the work; its place is free again when the thread is done with it, not when the client leaves."""
         loop = asyncio.get_running_loop()
+        queued = time.perf_counter()
+
+        def run() -> tuple[Answers, Timings]:
+            waited = time.perf_counter() - queued
+            answers, timings = work()
+            return answers, {"queue": waited, **timings}
+
         self._count(+1)
-        future = self._threads.submit(self._run, search, time.perf_counter())
+        future = self._threads.submit(run)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._count, -1))
         return future
 
@@ -153,7 +168,7 @@ class Engine:
         self.in_flight += change
         self.metrics.in_flight.set(self.in_flight)
 
-    def _run(self, search: Search, queued: float) -> tuple[list[QueryAnswer], Timings]:
+    def _run(self, search: Search) -> tuple[list[QueryAnswer], Timings]:
         """Compute in a thread: the pipeline, then the documents."""
         begin = time.perf_counter()
         found = self.pipeline.search(search.queries, search.options, search.histories)
@@ -169,12 +184,15 @@ class Engine:
         ]
         stages = found[0].timings_seconds if found else {}
         end = time.perf_counter()
-        return answers, {"queue": begin - queued, **stages, "pipeline": done - begin, "render": end - done}
+        return answers, {**stages, "pipeline": done - begin, "render": end - done}
 
     def warm_up(self) -> None:
-        """Touch every page and compile every kernel: one canary for each scoring. Blocks; raises what fails."""
-        bundle = self.pipeline.bundle
+        """Touch every page and compile every kernel: canaries of each scoring and mode. Blocks; raises what fails."""
+        bundle, codes = self.pipeline.bundle, self.pipeline.codes
         bundle.touch()
+        if codes is not None:
+            codes.warm_up()
+            self._canary(SearchOptions(mode="hybrid"))
         for scoring in bundle.manifest.model.scorings:
             for wanted in (False, True):
                 self._canary(SearchOptions(scoring=scoring, explain=wanted))
@@ -190,7 +208,7 @@ class Engine:
         return True
 
     def _canary(self, options: SearchOptions) -> None:
-        answers, _ = self._run(Search([CANARY_QUERY], options), time.perf_counter())
+        answers, _ = self._run(Search([CANARY_QUERY], options))
         if not answers[0].results:
             raise RuntimeError("the canary query found nothing")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from service.http.schemas import ExplainedBeam, Explanation, Result, Scores
 from service.index.bundle import Bundle
 from service.index.documents import Document
+from service.model.encoder import Encoder
+from service.search.codes import CodeSearch
 from service.search.options import Answer, Hit, SearchOptions
 
 
@@ -17,6 +20,14 @@ class SearchPipeline(Protocol):
     @property
     def bundle(self) -> Bundle:
         """The open bundle."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """The bundle's encoder."""
+
+    @property
+    def codes(self) -> CodeSearch | None:
+        """Hamming search over the bundle's packed codes; None where it has none."""
 
     def search(
         self,
@@ -48,7 +59,8 @@ def explain(answer: Answer, options: SearchOptions) -> Explanation:
 
 def _result(hit: Hit, document: Document, include: Collection[str], is_probability: bool) -> Result:
     whole = "documents" in include
-    scores = Scores(cosine=hit.cosine, log_probability=hit.log_probability if is_probability else None)
+    has_probability = is_probability and not math.isnan(hit.log_probability)
+    scores = Scores(cosine=hit.cosine, log_probability=hit.log_probability if has_probability else None)
     return Result(
         id=document.id,
         score=hit.score,

@@ -1,70 +1,45 @@
-"""The endpoints. What they share (engine, readiness, metrics, limits) hangs on ``app.state.shared``."""
+"""The endpoints of search by semantic IDs, of documents, and of the service itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
-from typing import Annotated, Any, Final
+from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Path, Request
+from fastapi import APIRouter, Body, Path
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from service import __version__
-from service.http.engine import Engine, Search, Timings
+from service.http.engine import Engine, Search
 from service.http.problems import Problem, invalid
-from service.http.readiness import Readiness
 from service.http.schemas import (
     SEARCH_EXAMPLES,
     BatchAnswer,
+    CodeLevel,
+    CodesInfo,
     QueryAnswer,
     SearchAnswer,
     SearchRequest,
     ServiceInfo,
     StoredDocument,
 )
+from service.http.shared import (
+    BODY_PROBLEMS,
+    FromApp,
+    RequestLimits,
+    check_count,
+    check_level,
+    check_texts,
+    document_filter,
+    json_response,
+    needed_codes,
+    timing_headers,
+)
 from service.index.documents import Document
-from service.ops.metrics import Metrics
+from service.search.codes import CodeSearch
 from service.search.options import SearchOptions
-
-
-@dataclass(frozen=True)
-class RequestLimits:
-    """An operator's limits on one request."""
-
-    max_queries: int
-    max_query_characters: int
-    max_top_k: int
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What the endpoints share."""
-
-    engine: Engine
-    readiness: Readiness
-    metrics: Metrics
-    limits: RequestLimits
-    ready_timeout_seconds: float
-
-
-def _shared(request: Request) -> Shared:
-    shared: Shared = request.app.state.shared
-    return shared
-
-
-FromApp = Annotated[Shared, Depends(_shared)]
-
-_BODY_PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
-    400: {"description": "Not JSON, or JSON with duplicate keys, NaN or too much nesting."},
-    408: {"description": "The body took too long to arrive."},
-    413: {"description": "The body is too large."},
-    415: {"description": "Not `application/json`, or compressed."},
-    422: {"description": "A field breaks its rule."},
-    503: {"description": "Too many requests in flight: try again after `Retry-After` seconds."},
-}
 
 search_router = APIRouter(prefix="/v1", tags=["search"])
 service_router = APIRouter(tags=["service"])
@@ -74,23 +49,25 @@ service_router = APIRouter(tags=["service"])
     "/search",
     summary="Find documents for a query, or for each of a batch",
     response_model=SearchAnswer | BatchAnswer,
-    responses=_BODY_PROBLEMS,
+    responses=BODY_PROBLEMS,
 )
-async def search(
-    body: Annotated[SearchRequest, Body(openapi_examples=SEARCH_EXAMPLES)], shared: FromApp
-) -> Response:
+async def search(body: Annotated[SearchRequest, Body(openapi_examples=SEARCH_EXAMPLES)], shared: FromApp) -> Response:
     """Walk the trie of semantic IDs and return the best documents.
 
     A `query` gives `results`; a batch of `queries` gives `answers`, one for each query in its order.
     """
     check_request_limits(body, shared.limits)
-    answers, timings = await shared.engine.search(_search_of(body, shared.engine))
+    wanted = _search_of(body, shared.engine)
+    if body.filter is not None:
+        eligible = await run_in_threadpool(document_filter, shared.engine, body.filter)
+        wanted = replace(wanted, options=replace(wanted.options, eligible=eligible))
+    answers, timings = await shared.engine.search(wanted)
     answer = (
         BatchAnswer(answers=answers, timings=timings)
         if body.queries is not None
         else SearchAnswer(**dict(answers[0]), timings=timings)
     )
-    return _json(answer, _timing_headers(answers, timings))
+    return json_response(answer, timing_headers(timings) | {"x-cache": _cache_outcome(answers)})
 
 
 @search_router.get(
@@ -107,19 +84,17 @@ async def document(
     if found is None:
         raise Problem(404, "no document has this id")
     position, stored = found
-    return _json(
-        StoredDocument(
-            id=stored.id, title=stored.title, text=stored.text, metadata=stored.metadata, position=position
-        )
+    return json_response(
+        StoredDocument(id=stored.id, title=stored.title, text=stored.text, metadata=stored.metadata, position=position)
     )
 
 
 @service_router.get("/info", summary="What is served, and within which limits", response_model=ServiceInfo)
 async def info(shared: FromApp) -> Response:
     """Describe the service, its bundle and its limits."""
-    manifest = shared.engine.pipeline.bundle.manifest
+    codes, manifest = shared.engine.pipeline.codes, shared.engine.pipeline.bundle.manifest
     limits = shared.limits
-    return _json(
+    return json_response(
         ServiceInfo(
             version=__version__,
             digest=manifest.digest,
@@ -133,6 +108,8 @@ async def info(shared: FromApp) -> Response:
             max_queries=limits.max_queries,
             max_query_characters=limits.max_query_characters,
             max_top_k=limits.max_top_k,
+            max_hamming_top_k=limits.max_hamming_top_k,
+            codes=None if codes is None else _codes_info(codes),
         )
     )
 
@@ -169,20 +146,27 @@ def check_request_limits(body: SearchRequest, limits: RequestLimits) -> None:
     """Raise a 422 for what the operator does not allow."""
     if body.top_k > limits.max_top_k:
         raise invalid("#/top_k", f"is more than {limits.max_top_k}: ask for fewer results")
-    if len(body.texts()) > limits.max_queries:
-        raise invalid("#/queries", f"has more than {limits.max_queries} queries: send several requests")
-    where = "#/query" if body.query is not None else "#/queries"
-    texts: dict[str, Iterable[str]] = {
-        where: body.texts(),
-        "#/history": body.history or [],
-        "#/histories": chain(*body.histories or []),
-    }
-    for pointer, some in texts.items():
-        if any(len(text) > limits.max_query_characters for text in some):
-            raise invalid(pointer, f"has a text of more than {limits.max_query_characters} characters: shorten it")
+    check_count("#/queries", len(body.texts()), limits)
+    check_texts("#/query" if body.query is not None else "#/queries", body.texts(), limits.max_query_characters)
+    check_texts("#/history", body.history or [], limits.max_query_characters)
+    check_texts("#/histories", chain(*body.histories or []), limits.max_query_characters)
+
+
+def _check_mode(body: SearchRequest, engine: Engine) -> None:
+    """Raise a 422 where the bundle cannot serve the mode, or where a field has nothing to act on in it."""
+    if body.mode == "generative":
+        if body.level is not None:
+            raise invalid("#/level", "is of packed codes, which this mode does not scan: choose mode hamming or hybrid")
+        return
+    check_level(needed_codes(engine, "#/mode"), body.level)
+    idle = {"ranking"} if body.mode == "hybrid" else {"ranking", "scoring", "beam_width", "explain"}
+    for name in sorted(idle & body.model_fields_set):
+        if (name, getattr(body, name)) not in (("ranking", "cosine"), ("explain", False)):
+            raise invalid(f"#/{name}", f"does nothing in mode {body.mode}, which ranks by cosine: leave it out")
 
 
 def _search_of(body: SearchRequest, engine: Engine) -> Search:
+    _check_mode(body, engine)
     manifest = engine.pipeline.bundle.manifest.model
     scoring = body.scoring or manifest.default_scoring
     if scoring not in manifest.scorings:
@@ -191,8 +175,10 @@ def _search_of(body: SearchRequest, engine: Engine) -> Search:
         top_k=body.top_k,
         beam_width=body.beam_width if "beam_width" in body.model_fields_set else None,
         scoring=scoring,
-        ranking=body.ranking,
+        ranking=body.ranking if body.mode == "generative" else "cosine",
         explain=body.explain,
+        mode=body.mode,
+        level=body.level,
     )
     return Search(body.texts(), options, body.text_histories(), frozenset(body.include))
 
@@ -203,16 +189,20 @@ def _find_document(engine: Engine, document_id: str) -> tuple[int, Document] | N
     return None if position is None else (position, documents.get(position))
 
 
-def _timing_headers(answers: list[QueryAnswer], timings: Timings) -> dict[str, str]:
-    """Stage times in milliseconds as ``Server-Timing``, the pipeline's own in seconds, and what the cache gave."""
+def _cache_outcome(answers: Sequence[QueryAnswer]) -> str:
     cached = sum(answer.cached for answer in answers)
-    outcome = "hit" if cached == len(answers) else "miss" if cached == 0 else "partial"
-    return {
-        "server-timing": ", ".join(f"{stage};dur={seconds * 1e3:.3f}" for stage, seconds in timings.items()),
-        "x-pipeline-seconds": f"{timings.get('pipeline', 0.0):.6f}",
-        "x-cache": outcome,
-    }
+    return "hit" if cached == len(answers) else "miss" if cached == 0 else "partial"
 
 
-def _json(answer: BaseModel, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(answer.model_dump_json(exclude_none=True), headers=headers, media_type="application/json")
+def _codes_info(codes: CodeSearch) -> CodesInfo:
+    return CodesInfo(
+        prefixes=list(codes.prefixes),
+        default_level=codes.default_level,
+        levels=[
+            CodeLevel(
+                level=level,
+                bytes_per_document={str(dims): 8 * layout.words_of(dims) for dims in layout.prefix_dims},
+            )
+            for level, layout in codes.layouts.items()
+        ],
+    )

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from service.index.manifest import Scoring
-from service.search.options import DEFAULT_BEAM_WIDTH, MAX_TOP_K
+from service.model.layout import Level
+from service.search.options import DEFAULT_BEAM_WIDTH, MAX_TOP_K, Mode
 from service.search.ranking import Ranking
 from service.search.walk import MAX_BEAM_WIDTH
 
@@ -22,6 +23,7 @@ CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 LONE_SURROGATES: Final = re.compile("[\ud800-\udfff]")  # JSON can spell them, UTF-8 cannot carry them
 MAX_QUERIES: Final = 10_000
 MAX_HISTORY: Final = 100
+MAX_FILTER_IDS: Final = 10_000
 
 
 def clean_text(text: str) -> str:
@@ -52,6 +54,10 @@ SEARCH_EXAMPLES: Final[dict[str, Any]] = {
         "summary": "With a history, explained",
         "value": {"query": "the next one", "history": ["first item", "second item"], "explain": True},
     },
+    "filter": {
+        "summary": "Among some documents only",
+        "value": {"query": "count things", "filter": {"ids": ["collections.Counter"]}},
+    },
 }
 
 
@@ -59,6 +65,14 @@ class Strict(BaseModel):
     """No coercion, no unknown fields, no NaN."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DocumentIds(Strict):
+    """The documents that may be found: those with these ids."""
+
+    ids: Annotated[list[Annotated[str, Field(max_length=4096)]], Field(min_length=1, max_length=MAX_FILTER_IDS)] = (
+        Field(description="Ids of documents of this bundle; one that no document has is refused.")
+    )
 
 
 class SearchRequest(Strict):
@@ -90,6 +104,15 @@ class SearchRequest(Strict):
         default_factory=list,
         description="Also give text and metadata (`documents`), semantic IDs (`codes`), cosine and log P (`scores`).",
     )
+    mode: Mode = Field(
+        "generative",
+        description="`generative` walks the trie of semantic IDs, `hamming` scans packed codes, `hybrid` joins what "
+        "both find. The latter two take four candidates a result by their codes and rank by cosine.",
+    )
+    level: Level | None = Field(
+        None, description="Level of the packed codes of `hamming` and `hybrid`; the bundle's default if left out."
+    )
+    filter: DocumentIds | None = Field(None, description="Find only some documents.")
     explain: bool = Field(False, description="Also give the beams with their log-probability per level.")
 
     @model_validator(mode="after")
@@ -119,7 +142,9 @@ class Scores(BaseModel):
     """What a result's score is made of."""
 
     cosine: float = Field(description="Cosine of the query's and the document's vector.")
-    log_probability: float | None = Field(None, description="log P of the semantic ID; none for `geometric`.")
+    log_probability: float | None = Field(
+        None, description="log P of the semantic ID; none for `geometric`, or if only codes found it."
+    )
 
 
 class Result(BaseModel):
@@ -201,6 +226,21 @@ class StoredDocument(BaseModel):
     position: int = Field(description="Its place in depth-first order of the trie.")
 
 
+class CodeLevel(BaseModel):
+    """Packed codes of one level."""
+
+    level: str
+    bytes_per_document: dict[str, int] = Field(description="Bytes of a code by its dimensions.")
+
+
+class CodesInfo(BaseModel):
+    """The packed codes that can be searched by Hamming distance."""
+
+    prefixes: list[int] = Field(description="Dimensions that a code can be cut to.")
+    default_level: str
+    levels: list[CodeLevel]
+
+
 class ServiceInfo(BaseModel):
     """What is served, and within which limits."""
 
@@ -216,6 +256,8 @@ class ServiceInfo(BaseModel):
     max_queries: int
     max_query_characters: int
     max_top_k: int
+    max_hamming_top_k: int
+    codes: CodesInfo | None = Field(None, description="None where the bundle has no packed codes.")
 
 
 class ProblemDetails(BaseModel):

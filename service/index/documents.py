@@ -61,6 +61,17 @@ class DocumentStore:
             return None
         return None if row is None else int(row[0])
 
+    def positions_of(self, ids: Sequence[str]) -> list[int | None]:
+        """Return the position of each document, None for unknown ids, in a few statements however many there are."""
+        found: dict[str, int] = {}
+        known = [each for each in dict.fromkeys(ids) if _is_storable(each)]
+        for start in range(0, len(known), PARAMETERS):
+            chunk = known[start : start + PARAMETERS]
+            marks = ",".join("?" * len(chunk))
+            query = f"SELECT id, position FROM documents WHERE id IN ({marks})"  # noqa: S608 - only marks
+            found.update(self._connection().execute(query, chunk))
+        return [found.get(each) for each in ids]
+
     def many(self, positions: Sequence[int]) -> list[Document]:
         """Return the documents at some positions, in that order, repeats included; raises IndexError as `get`."""
         wanted = [int(position) for position in positions]
@@ -94,6 +105,15 @@ class DocumentStore:
             with self._lock:
                 self._connections.append(connection)
         return connection
+
+
+def _is_storable(document_id: str) -> bool:
+    """Say whether an id can be asked for: SQLite takes no lone surrogates, and no stored id has any."""
+    try:
+        document_id.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write_documents(path: Path, documents: Iterable[Document]) -> int:

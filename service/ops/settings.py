@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     max_queries: int = Field(64, ge=1, le=10_000, description="Most queries in one batch.")
     max_query_characters: int = Field(4096, ge=1, le=1_000_000, description="Longest query in characters.")
     max_top_k: int = Field(1000, ge=1, le=1000, description="Largest `top_k` of a request.")
+    max_hamming_top_k: int = Field(
+        10_000, ge=1, le=10_000, description="Largest `top_k` of a request to `/v1/hamming/search`."
+    )
     ready_timeout_seconds: float = Field(
         5.0, gt=0, le=600, description="Seconds the canary query of `/readyz` may take before the answer is 503."
     )

@@ -40,6 +40,9 @@ class FakeStore:
     def many(self, positions: Sequence[int]) -> list[Document]:
         return [self.documents[position] for position in positions]
 
+    def positions_of(self, ids: Sequence[str]) -> list[int | None]:
+        return [self.by_id(document_id) for document_id in ids]
+
     def by_id(self, document_id: str) -> int | None:
         return next((row for row, document in enumerate(self.documents) if document.id == document_id), None)
 
@@ -69,6 +72,7 @@ class FakePipeline:
 
     def __init__(self, documents: Sequence[Document] = DOCUMENTS) -> None:
         self.bundle = cast("Any", FakeBundle(documents))
+        self.codes = None
         self.searches: list[tuple[list[str], SearchOptions, Any]] = []
         self.may_go = threading.Event()
         self.may_go.set()

@@ -186,6 +186,7 @@ json_values = st.recursive(
 )
 fields = st.sampled_from(
     ["query", "queries", "top_k", "beam_width", "scoring", "ranking", "history", "histories", "include", "explain"]
+    + ["mode", "level", "filter"]
 )
 
 

@@ -45,7 +45,7 @@ def codes(pipeline: Pipeline) -> CodeSearch:
 
 
 @pytest.fixture(scope="module")
-def vectors_QD(pipeline: Pipeline) -> np.ndarray:
+def vectors_QD(pipeline: Pipeline) -> np.ndarray:  # noqa: N802 - shape suffix
     return pipeline.encoder.encode_queries(QUERIES).vectors_QD
 
 
@@ -234,7 +234,7 @@ def test_what_the_bundle_lacks_is_refused_with_what_it_has(
     folder = make_bundle(tmp_path / "bundle", decoder=False, code_levels=("2", "0.5"))
     with closing(Pipeline(open_bundle(folder), 1)) as pipeline:
         assert pipeline.check_codes().default_level == "2"
-        with pytest.raises(ValueError, match="no codes of level 1: choose from 2, 0.5, or index again"):
+        with pytest.raises(ValueError, match=r"no codes of level 1: choose from 2, 0\.5, or index again"):
             pipeline.search(QUERIES, SearchOptions(mode="hamming", level="1"))
         assert len(pipeline.search(QUERIES, SearchOptions(mode="hamming", top_k=1000))[0].hits) == DOCUMENTS
 
