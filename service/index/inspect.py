@@ -19,6 +19,7 @@ from service.index.bundle import Bundle, open_bundle, open_model
 from service.index.manifest import BundleManifest, ModelManifest
 from service.index.trie import padding_of
 from service.index.verify import read_manifest
+from service.model.layout import WORD_BITS, code_layout
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,23 @@ class LevelUse:
 
 
 @dataclass(frozen=True)
+class CodeUse:
+    """What packed codes of one level take.
+
+    Attributes:
+        level: its name.
+        bits: information bits of a whole code.
+        bytes_per_document: of a code, by the dimensions that it is cut to; padding to whole words included.
+        float_share: bytes of a whole code / bytes of a float32 vector.
+    """
+
+    level: str
+    bits: int
+    bytes_per_document: dict[int, int]
+    float_share: float
+
+
+@dataclass(frozen=True)
 class IndexUse:
     """What a bundle's index looks like.
 
@@ -52,6 +70,7 @@ class IndexUse:
         collisions: number of SIDs by how many documents they hold: `{1: 900, 2: 40, …}`.
         p_unique: distinct SIDs / documents (HHQ appendix C).
         bytes_per_document: of every file that grows with the corpus.
+        codes: packed codes by level; none for a bundle without.
     """
 
     documents: int
@@ -64,6 +83,7 @@ class IndexUse:
     depth: int
     levels: tuple[LevelUse, ...]
     bytes_per_document: dict[str, float]
+    codes: tuple[CodeUse, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,7 +147,19 @@ def describe_index(bundle: Bundle) -> IndexUse:
         depth=trie.depth,
         levels=level_use(trie.sids_NL, manifest.model.level_offsets),
         bytes_per_document={name: size / trie.documents for name, size in sorted(files.items())},
+        codes=code_use(manifest),
     )
+
+
+def code_use(manifest: BundleManifest) -> tuple[CodeUse, ...]:
+    """Return what the packed codes of every level take."""
+    adapter, uses = manifest.model.adapter, []
+    prefixes = adapter.prefixes if adapter else ()
+    for level in manifest.code_levels:
+        layout = code_layout(level, prefixes)
+        sizes = {dims: layout.words_of(dims) * WORD_BITS // 8 for dims in layout.prefix_dims}
+        uses.append(CodeUse(level, layout.bits, sizes, sizes[layout.dims] / (4 * layout.dims)))
+    return tuple(uses)
 
 
 def collision_sizes(sids_NL: NDArray[Any]) -> NDArray[np.int64]:

@@ -25,6 +25,7 @@ def render(inspection: Inspection) -> RenderableType:
     parts: list[RenderableType] = [title, verified, _model_table(inspection.model)]
     if inspection.index is not None:
         parts += [_index_table(inspection.index), _level_table(inspection.index), _collision_table(inspection.index)]
+        parts += [_code_table(inspection.index)] if inspection.index.codes else []
     return Group(*parts, _file_table(inspection))
 
 
@@ -97,6 +98,17 @@ def collision_rows(collisions: dict[int, int]) -> list[tuple[str, int, int]]:
             rows.append((label, sum(count for _, count in found), sum(size * count for size, count in found)))
         low, high = high + 1, high * 2
     return rows
+
+
+def _code_table(index: IndexUse) -> Table:
+    prefixes = list(index.codes[0].bytes_per_document)
+    table = Table(title="packed codes: bytes per document, by dimensions", title_justify="left")
+    for name in ("level", *map(str, prefixes), "bits", "of float32"):
+        table.add_column(name, justify="right")
+    for use in index.codes:
+        sizes = [f"{use.bytes_per_document[dims]} B" for dims in prefixes]
+        table.add_row(use.level, *sizes, f"{use.bits:,}", f"{use.float_share:.1%}")
+    return table
 
 
 def _file_table(inspection: Inspection) -> Table:

@@ -56,6 +56,14 @@ def test_many_keeps_the_asked_order_and_repeats_across_statements(store: Documen
     store.close()
 
 
+def test_positions_of_ids_come_in_their_order_with_repeats_and_none(store: DocumentStore) -> None:
+    numbers = [5, 1199, 5, *range(1200)]
+    assert store.positions_of([f"d{number}" for number in numbers]) == numbers
+    assert store.positions_of(["d3", "", "\ud800", "D3", "d1200", "d4"]) == [3, None, None, None, None, 4]
+    assert store.positions_of([]) == []
+    store.close()
+
+
 @pytest.mark.parametrize("position", [-1, 1200, 2**40])
 def test_a_position_outside_is_an_index_error_with_numbers(store: DocumentStore, position: int) -> None:
     with pytest.raises(IndexError, match=f"position {position}: the bundle holds 1200"):

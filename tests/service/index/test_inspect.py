@@ -24,7 +24,8 @@ from service.index.commands import register
 from service.index.inspect import collision_sizes, inspect_artefact, level_use
 from service.index.inspect_tables import collision_rows, render
 from service.index.trie import build_trie
-from tests.tiny import make_documents
+from service.model.layout import LEVELS
+from tests.tiny import make_bundle, make_documents
 
 SIZES = (3, 4, 2)
 OFFSETS = (0, 3, 7, 9)
@@ -98,6 +99,26 @@ def test_the_tables_name_every_file_and_the_provenance(kind: str, request: pytes
             assert path.relative_to(folder).as_posix() in text
     assert "verified" in text
     assert "random numbers" in text
+
+
+def test_packed_bytes_per_document_are_those_of_the_stored_codes(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "b", decoder=False, code_levels=LEVELS, dimensions=48, code_prefixes=(8, 40, 48))
+    inspection = inspect_artefact(folder)
+    assert inspection.index is not None
+    for use in inspection.index.codes:
+        stored = np.load(folder / f"codes_{use.level}.npy")
+        assert use.bytes_per_document[48] == stored.nbytes / 64  # 60 documents in two blocks of 32
+        assert use.float_share == stored.nbytes / 64 / (48 * 4)
+    by_level = {use.level: use for use in inspection.index.codes}
+    assert by_level["1"].bytes_per_document == {8: 8, 40: 16, 48: 24}
+    assert by_level["2"].bytes_per_document == {8: 8, 40: 24, 48: 32}
+    assert (by_level["0.5"].bits, by_level["hybrid"].bits) == (24, 12 * 3 + 12 * 2 + 12 + 6)
+    console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115 - lives as long as the test
+    with console.file:
+        console.print(render(inspection))
+        lines = console.export_text().splitlines()
+    (row,) = (line for line in lines if line.split("│")[1:2] and line.split("│")[1].strip() == "hybrid")
+    assert [cell.strip() for cell in row.split("│")[2:-1]] == ["8 B", "16 B", "24 B", "78", "12.5%"]
 
 
 def test_a_damaged_artefact_is_not_described(bundle_copy: Path) -> None:
