@@ -41,7 +41,8 @@ from service.http.shared import (
     timing_headers,
 )
 from service.index.documents import Document
-from service.search.codes import Cascade, CodeSearch, HammingOptions, Neighbours, padding_mask, unit_vectors
+from service.search.codes import Cascade, CodeSearch, HammingOptions, padding_mask, unit_vectors
+from service.search.rescoring import Neighbours
 
 MAX_RESULTS = 64_000  # of one request: as many as `/v1/search` gives within its default limits
 MAX_CANDIDATES = 400_000  # rescored for one request: half a second of reading vectors

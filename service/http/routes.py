@@ -13,17 +13,14 @@ from starlette.responses import Response
 
 from service import __version__
 from service.http.engine import Engine, Search
+from service.http.info_schemas import CodeLevel, CodesInfo, ServiceInfo, StoredDocument
 from service.http.problems import Problem, invalid
 from service.http.schemas import (
     SEARCH_EXAMPLES,
     BatchAnswer,
-    CodeLevel,
-    CodesInfo,
     QueryAnswer,
     SearchAnswer,
     SearchRequest,
-    ServiceInfo,
-    StoredDocument,
 )
 from service.http.shared import (
     BODY_PROBLEMS,

@@ -1,6 +1,6 @@
-"""Hamming search of a bundle: from vectors to packed codes, to the nearest documents, to their cosines.
+"""Hamming search of a bundle: from vectors to packed codes to the nearest documents.
 
-Legend: Q queries, N documents, D vector dimensions, W words, K results, C candidates of a query.
+Legend: Q queries, N documents, D vector dimensions, W words, K results.
 
 `hamming.py` scans any codes; here are those of a bundle with the adapter that made them. Answers are exact, ties by
 document order, unless a cascade is asked for.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,11 @@ from service.ops.cpus import available_cpus
 from service.search.cascade import cascade_topk
 from service.search.filters import WORD, DocumentFilter
 from service.search.hamming import HammingIndex, Nearest, hamming_topk
+from service.search.rescoring import Neighbours, rescore
 
 MAX_NEAREST = 10_000
 MAX_OVERSAMPLING = 100
 PREFERRED_LEVEL = "1"  # a third of 2 bit's memory; rescoring gives back what it loses
-GATHER_ROWS = 4096  # vectors read together when candidates are rescored
 
 
 @dataclass(frozen=True)
@@ -70,22 +70,6 @@ class HammingOptions:
             raise ValueError(f"oversampling {self.oversampling} is not between 1 and {MAX_OVERSAMPLING}")
         if self.cascade is not None and self.dims is not None:
             raise ValueError("a cascade ends with whole codes: leave dims out")
-
-
-class Neighbours(NamedTuple):
-    """What is near one query, best first.
-
-    Attributes:
-        positions_K: (K,) int64 document positions.
-        distances_K: (K,) int32 differing bits.
-        similarities_K: (K,) float32, 1 - distance / bits (QAMA eq. 24).
-        cosines_K: (K,) float32 query · document, or None when not rescored.
-    """
-
-    positions_K: NDArray[np.int64]
-    distances_K: NDArray[np.int32]
-    similarities_K: NDArray[np.float32]
-    cosines_K: NDArray[np.float32] | None
 
 
 class CodeSearch:
@@ -200,38 +184,6 @@ def open_code_search(bundle: Bundle, threads: int | None = None) -> CodeSearch |
     if binarizer is None:
         raise ArtefactError(f"bundle '{bundle.path}' has packed codes and no adapter: index the corpus again")
     return CodeSearch(bundle, binarizer, threads)
-
-
-def rescore(
-    found: Neighbours, vector_D: NDArray[np.float32], vectors_ND: NDArray[np.float32], top_k: int
-) -> Neighbours:
-    """Return the `top_k` candidates of one query by cosine, ties by document order.
-
-    Args:
-        found: the candidates.
-        vector_D: (D,) float32, the query's unit vector.
-        vectors_ND: (N, D) float32 unit vectors of the documents; may be a memory map.
-        top_k: K.
-    """
-    cosines_C = cosines_of(found.positions_K, vector_D, vectors_ND)
-    best_K = best_by_cosine(found.positions_K, cosines_C, top_k)
-    return Neighbours(
-        found.positions_K[best_K], found.distances_K[best_K], found.similarities_K[best_K], cosines_C[best_K]
-    )
-
-
-def cosines_of(
-    positions_C: NDArray[np.int64], vector_D: NDArray[np.float32], vectors_ND: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Return the cosines (C,) of some documents to one query; memory is bounded, whatever C is."""
-    starts = range(0, len(positions_C), GATHER_ROWS)
-    parts = [vectors_ND[positions_C[start : start + GATHER_ROWS]] @ vector_D for start in starts]
-    return np.concatenate([np.zeros(0, np.float32), *parts])
-
-
-def best_by_cosine(positions_C: NDArray[np.int64], cosines_C: NDArray[np.float32], top_k: int) -> NDArray[np.int64]:
-    """Return the rows of the `top_k` greatest cosines, greatest first, ties by document order."""
-    return np.lexsort((positions_C, -cosines_C))[:top_k]
 
 
 def bitmap_of(eligible: DocumentFilter) -> NDArray[np.uint64]:

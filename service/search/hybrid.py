@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from service.search.codes import Neighbours, best_by_cosine, cosines_of
 from service.search.ranking import Ranked
+from service.search.rescoring import Neighbours, best_by_cosine, cosines_of
 
 OVERSAMPLING = 4  # codes scanned for each result: at 1 bit the cosine then restores what the codes lose
 

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from service.index.bundle import Bundle
 from service.model.decoder import Decoder
 from service.model.encoder import Encoded, Encoder
-from service.search.codes import CodeSearch, HammingOptions, Neighbours, open_code_search
+from service.search.codes import CodeSearch, HammingOptions, open_code_search
 from service.search.hybrid import OVERSAMPLING, join
 from service.search.options import Answer, Beam, Hit, SearchOptions
 from service.search.ranking import Ranked, rank
+from service.search.rescoring import Neighbours
 from service.search.tables import Scoring, WalkTables
 from service.search.walk import Beams, Step, walk
 

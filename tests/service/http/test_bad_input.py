@@ -185,8 +185,7 @@ json_values = st.recursive(
     max_leaves=10,
 )
 fields = st.sampled_from(
-    ["query", "queries", "top_k", "beam_width", "scoring", "ranking", "history", "histories", "include", "explain"]
-    + ["mode", "level", "filter"]
+    "query queries top_k beam_width scoring ranking history histories include explain mode level filter".split()
 )
 
 

@@ -100,11 +100,11 @@ def test_mistakes_are_named(client: TestClient, body: dict[str, Any], pointer: s
     assert words in error["detail"]
 
 
-def test_cosine_may_be_said(client: TestClient) -> None:
-    assert (
-        ask(client, mode="hamming", ranking="cosine", explain=False)["results"]
-        == ask(client, mode="hamming")["results"]
-    )
+def test_saying_the_ranking_of_a_mode_asks_the_same_question(client: TestClient) -> None:
+    first = ask(client, query="said and unsaid", mode="hamming")
+    again = ask(client, query="said and unsaid", mode="hamming", ranking="cosine", explain=False)
+    assert again["results"] == first["results"]
+    assert (first["cached"], again["cached"]) == (False, True)
 
 
 def test_metrics_have_the_scan_as_a_stage(client: TestClient) -> None:

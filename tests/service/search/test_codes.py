@@ -19,9 +19,10 @@ from service.index.bundle import open_bundle
 from service.model.adapter import AdapterInfo, load_adapter, save_adapter
 from service.model.layout import LEVELS, CodeError, code_layout
 from service.model.packing import pack_values
-from service.search.codes import Cascade, CodeSearch, HammingOptions, cosines_of, padding_mask, unit_vectors
+from service.search.codes import Cascade, CodeSearch, HammingOptions, padding_mask, unit_vectors
 from service.search.filters import DocumentFilter
 from service.search.pipeline import Pipeline, SearchOptions
+from service.search.rescoring import cosines_of
 from tests.tiny import make_bundle
 
 QUERIES = ["north star", "harbour wind and rope", "captain of the sphere"]

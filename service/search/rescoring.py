@@ -1,0 +1,61 @@
+"""From candidates to their cosines: what the codes of a scan lose, the float vectors of a few documents restore.
+
+Legend: N documents, D vector dimensions, K results, C candidates of a query.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+GATHER_ROWS = 4096  # vectors read together
+
+
+class Neighbours(NamedTuple):
+    """What is near one query, best first.
+
+    Attributes:
+        positions_K: (K,) int64 document positions.
+        distances_K: (K,) int32 differing bits.
+        similarities_K: (K,) float32, 1 - distance / bits (QAMA eq. 24).
+        cosines_K: (K,) float32 query · document, or None when not rescored.
+    """
+
+    positions_K: NDArray[np.int64]
+    distances_K: NDArray[np.int32]
+    similarities_K: NDArray[np.float32]
+    cosines_K: NDArray[np.float32] | None
+
+
+def rescore(
+    found: Neighbours, vector_D: NDArray[np.float32], vectors_ND: NDArray[np.float32], top_k: int
+) -> Neighbours:
+    """Return the `top_k` candidates of one query by cosine, ties by document order.
+
+    Args:
+        found: the candidates.
+        vector_D: (D,) float32, the query's unit vector.
+        vectors_ND: (N, D) float32 unit vectors of the documents; may be a memory map.
+        top_k: K.
+    """
+    cosines_C = cosines_of(found.positions_K, vector_D, vectors_ND)
+    best_K = best_by_cosine(found.positions_K, cosines_C, top_k)
+    return Neighbours(
+        found.positions_K[best_K], found.distances_K[best_K], found.similarities_K[best_K], cosines_C[best_K]
+    )
+
+
+def cosines_of(
+    positions_C: NDArray[np.int64], vector_D: NDArray[np.float32], vectors_ND: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the cosines (C,) of some documents to one query; memory is bounded, whatever C is."""
+    starts = range(0, len(positions_C), GATHER_ROWS)
+    parts = [vectors_ND[positions_C[start : start + GATHER_ROWS]] @ vector_D for start in starts]
+    return np.concatenate([np.zeros(0, np.float32), *parts])
+
+
+def best_by_cosine(positions_C: NDArray[np.int64], cosines_C: NDArray[np.float32], top_k: int) -> NDArray[np.int64]:
+    """Return the rows of the `top_k` greatest cosines, greatest first, ties by document order."""
+    return np.lexsort((positions_C, -cosines_C))[:top_k]
