@@ -185,7 +185,21 @@ json_values = st.recursive(
     max_leaves=10,
 )
 fields = st.sampled_from(
-    "query queries top_k beam_width scoring ranking history histories include explain mode level filter".split()
+    [
+        "query",
+        "queries",
+        "top_k",
+        "beam_width",
+        "scoring",
+        "ranking",
+        "history",
+        "histories",
+        "include",
+        "explain",
+        "mode",
+        "level",
+        "filter",
+    ]
 )
 
 
