@@ -15,6 +15,22 @@ TARGETS = {"2": 0.98, "hybrid": 0.97, "1.5": 0.96, "1": 0.91}
 RESCORED_TARGET = 0.995
 ABLATION_LEVELS = ("1", "1.5", "hybrid", "2", "float")
 STORED_DIMS = (384, 768)
+OURS = """\
+From the paper: the FFN and its sliced prefixes (eq. 4-7), quantile thresholds with a moving average (eq. 1-2), the \
+levels and the hybrid quarters (eq. 3, 20), every loss (eq. 9-19) with a weight per prefix (eq. 8), the codebooks \
+(eq. 22-23). `models/recipes/qama_paper.toml` trains as the paper does.
+
+Ours, in `models/recipes/qama.toml`:
+
+- **Rotation start.** GELU(u) - GELU(-u) = u, so pairs of hidden units can hold an exact rotation. Training starts \
+from the one that balances the bits (ITQ) instead of from noise, and twice the width is enough instead of 32 times.
+- **Codes in the losses.** Similarities of the codes themselves enter eq. 9-14 through a straight-through gradient, \
+stretched to the mean and spread of the cosines; the paper trains floats and keeps them off the thresholds (eq. 18).
+- **Neighbourhood batches.** Documents of a batch come from neighbourhoods, where ranking is decided.
+- **Settled thresholds.** At the end thresholds are the quantiles of all documents (eq. 1), not of the last batches.
+- **The sign of eq. 13.** As printed it grows with agreement; it is used as 1 minus the share that agrees.
+- **Hybrid prefixes.** Quarters are those of the full width, so a prefix of a hybrid code is the code of the prefix; \
+at half the width and below it is as fine as 2 and 1.5 bit."""
 
 
 @dataclass
@@ -80,6 +96,8 @@ def render(results: Results, plot: str = "quality.png") -> str:
         *(_dimensions(results, name) for name in results.fp32),
         "## Storage",
         _storage(results),
+        "## What is the paper's and what is ours",
+        OURS,
     ]
     ablation = [variant for variant in results.cells if variant not in ("qama", "documents", "thresholds")]
     if ablation:
