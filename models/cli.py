@@ -1,4 +1,4 @@
-"""Commands of the offline half: `rhumb train`, `rhumb evaluate`, `rhumb report`.
+"""Commands of the offline half: `rhumb train`, `rhumb evaluate`, `rhumb report`, `rhumb quantize`.
 
 Light at import: torch and everything that needs it is imported inside the command, so that `rhumb --help` stays quick
 and a service without the extra [train] still starts.
@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     app.command()(train)
     app.command()(evaluate)
     app.command()(report)
+    app.command()(quantize)
 
 
 def train(
@@ -113,6 +114,25 @@ def report(
             write_json(found.name, quality, json)
         if plot is not None:
             plot_report(found.name, quality, plot)
+
+
+def quantize(
+    vectors: Annotated[list[Path], typer.Argument(help=".npy arrays (documents, dimensions) of vectors.")],
+    system: Annotated[list[str] | None, typer.Option(help="Quantizers to compare; hhq and rq_kmeans.")] = None,
+    codes: Annotated[list[int] | None, typer.Option(help="Codes of a level; 128 and 256.")] = None,
+    levels: Annotated[int, typer.Option(min=1, help="Codes of a semantic ID.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+) -> None:
+    """Compare quantizers on your vectors at equal size: unique IDs, cosine, and how evenly codes are used."""
+    with plain_errors():
+        from models.quantizers.compare import as_table, compare
+
+        rows = [
+            row
+            for path in vectors
+            for row in compare(path, system or ["hhq", "rq_kmeans"], codes or [128, 256], levels, seed)
+        ]
+        _console().print(as_table(rows))
 
 
 @contextmanager
