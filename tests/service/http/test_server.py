@@ -267,7 +267,7 @@ def test_no_request_is_lost_while_the_service_goes() -> None:
 
 
 def _hammer(url: str, outcomes: list[Any], noticed: threading.Event) -> None:
-    with httpx.Client() as client:
+    with httpx.Client(timeout=30) as client:
         while not noticed.is_set():
             try:
                 query = {"query": f"q{len(outcomes)}"}
