@@ -31,23 +31,35 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoint, log, and the models at the end.")],
     recipe: Annotated[str, typer.Option(help="Name of a recipe that is shipped, or a TOML file.")] = "hhq",
     encoder: Annotated[str, typer.Option(help="Hugging Face encoder, by name or local folder.")] = "",
+    model: Annotated[Path | None, typer.Option(help="Model that an adapter (recipe qama) is trained for.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     history: Annotated[int, typer.Option(min=0, help="Use so many earlier items of a query.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on with a run that was cut off.")] = True,
 ) -> None:
-    """Train a model on folders of documents and queries."""
+    """Train a model on folders of documents and queries, or with the recipe qama an adapter for binary codes."""
     with plain_errors():
-        from models.retriever.recipe import load_recipe
+        from models.retriever.recipe import load_recipe, read_table
         from models.retriever.train import run
 
+        if "quantisation" in read_table(recipe)[1]:
+            _train_adapter(data, out, recipe, model, resume)
+            return
         chosen = load_recipe(recipe)
         if encoder:
             chosen = chosen.model_copy(update={"encoder": chosen.encoder.model_copy(update={"name": encoder})})
         if seed is not None:
             chosen = chosen.model_copy(update={"seed": seed})
-        model = run(chosen, data, out, device, resume, history or chosen.text.history_count)
-    Console().print(f"{model}\n[dim]next:[/dim] rhumb index --model {model} --corpus {data[0]} --out BUNDLE")
+        trained = run(chosen, data, out, device, resume, history or chosen.text.history_count)
+    Console().print(f"{trained}\n[dim]next:[/dim] rhumb index --model {trained} --corpus {data[0]} --out BUNDLE")
+
+
+def _train_adapter(data: list[Path], out: Path, recipe: str, model: Path | None, resume: bool) -> None:
+    from models.qama.train import run
+
+    if len(data) != 1:
+        raise typer.BadParameter(f"an adapter is trained on one folder or one .npy of vectors, {len(data)} were given")
+    Console().print(str(run(recipe, data[0], out, resume, model=model)))
 
 
 def evaluate(

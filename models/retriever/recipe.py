@@ -186,6 +186,19 @@ def load_recipe(name_or_path: str) -> Recipe:
     Raises:
         RecipeError: no such recipe, not TOML, unknown or contradictory keys (named, with the allowed ones).
     """
+    path, table = read_table(name_or_path)
+    try:
+        return parse_recipe(table)
+    except RecipeError as error:
+        raise RecipeError(f"recipe {path}: {error}") from None
+
+
+def read_table(name_or_path: str) -> tuple[Path, dict[str, Any]]:
+    """Read the TOML of a shipped recipe by name, or of any file, unchecked.
+
+    Raises:
+        RecipeError: no such recipe, or not TOML.
+    """
     path = RECIPES / f"{name_or_path}.toml"
     if not path.is_file():
         path = Path(name_or_path)
@@ -193,11 +206,9 @@ def load_recipe(name_or_path: str) -> Recipe:
         shipped = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
         raise RecipeError(f"no recipe {name_or_path!r}: give a TOML file, or one of: {shipped}")
     try:
-        return parse_recipe(tomllib.loads(path.read_text(encoding="utf-8")))
+        return path, tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path} is not TOML: {error}") from None
-    except RecipeError as error:
-        raise RecipeError(f"recipe {path}: {error}") from None
 
 
 def parse_recipe(table: dict[str, Any]) -> Recipe:
