@@ -146,6 +146,7 @@ def _is_installed(module: str) -> bool:
 
 def main() -> None:
     """Run the command line; what a user can mend is one message, without a traceback (unless RHUMB_DEBUG is set)."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads spin when idle; ours are our own
     try:
         prepare_kernel_cache(load_settings().cache_dir)
         make_app()(prog_name="rhumb")

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from service.index.manifest import Scoring
 from service.model.layout import Level
-from service.search.options import DEFAULT_BEAM_WIDTH, MAX_TOP_K, Mode
+from service.search.options import DEFAULT_BEAM_WIDTH, GEOMETRIC_BEAM_WIDTH, MAX_TOP_K, Mode
 from service.search.ranking import Ranking
 from service.search.walk import MAX_BEAM_WIDTH
 
@@ -87,7 +87,8 @@ class SearchRequest(Strict):
         DEFAULT_BEAM_WIDTH,
         ge=1,
         le=MAX_BEAM_WIDTH,
-        description="Trie nodes kept per step, and never fewer than `top_k` if left out: wider finds more, slower.",
+        description=f"Trie nodes kept per step: wider finds more, slower. If left out, {DEFAULT_BEAM_WIDTH} "
+        f"(`geometric`: {GEOMETRIC_BEAM_WIDTH}), and never fewer than `top_k`.",
     )
     scoring: Scoring | None = Field(
         None, description="How a step is scored; the bundle's default if left out. `/info` says what is offered."

@@ -13,6 +13,7 @@ Mode = Literal["generative", "hamming", "hybrid"]
 MODES: tuple[str, ...] = get_args(Mode)
 MAX_TOP_K = 1000
 DEFAULT_BEAM_WIDTH = 20
+GEOMETRIC_BEAM_WIDTH = 100  # a geometric walk runs no decoder: five times the beams cost less than one decoder step
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class SearchOptions:
 
     Attributes:
         top_k: documents wanted, 1 to 1,000.
-        beam_width: beams of the walk, 1 to 1,000; None for 20, or `top_k` where that is more: a beam may lead to one
-            document only.
+        beam_width: beams of the walk, 1 to 1,000; None for 20 (`geometric`: 100), or `top_k` where that is more: a beam
+            may lead to one document only.
         scoring: `generative`, `geometric` or `guided`; None for the bundle's default.
         ranking: `lexicographic`, `cosine` or `fused`; of `generative` only, the other modes rank by cosine.
         explain: whether the answer carries the beams.
@@ -53,10 +54,10 @@ class SearchOptions:
         if self.mode not in MODES:
             raise ValueError(f"mode {self.mode!r} does not exist: choose one of {', '.join(MODES)}")
 
-    @property
-    def beams(self) -> int:
-        """The beam width to walk with."""
-        return self.beam_width if self.beam_width is not None else max(DEFAULT_BEAM_WIDTH, self.top_k)
+    def beams(self, scoring: str) -> int:
+        """The beam width to walk with under a scoring."""
+        usual = GEOMETRIC_BEAM_WIDTH if scoring == "geometric" else DEFAULT_BEAM_WIDTH
+        return self.beam_width if self.beam_width is not None else max(usual, self.top_k)
 
 
 def _check_range(name: str, value: object, largest: int) -> None:

@@ -135,7 +135,7 @@ class Pipeline:
             self.tables,
             scoring,
             self.bundle.model.manifest.normalisation,
-            options.beams,
+            options.beams(scoring),
             encoded.vectors_QD,
             step,
             options.eligible,

@@ -93,9 +93,9 @@ async def test_geometric_results_have_no_probability(client: httpx.AsyncClient) 
 
 async def test_beam_left_out_grows_with_top_k(client: httpx.AsyncClient, pipeline: FakePipeline) -> None:
     await client.post("/v1/search", json={"query": "x", "top_k": 50})
-    assert pipeline.searches[0][1].beams == 50
+    assert pipeline.searches[0][1].beams("guided") == 50
     await client.post("/v1/search", json={"query": "x", "top_k": 50, "beam_width": 20})
-    assert pipeline.searches[1][1].beams == 20
+    assert pipeline.searches[1][1].beams("guided") == 20
 
 
 async def test_headers_carry_times_and_request_id(client: httpx.AsyncClient) -> None:

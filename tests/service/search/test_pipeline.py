@@ -112,9 +112,11 @@ def test_only_eligible_documents_are_found(pipeline: Pipeline) -> None:
 
 
 def test_beams_grow_with_what_is_wanted() -> None:
-    assert SearchOptions().beams == 20
-    assert SearchOptions(top_k=100).beams == 100
-    assert SearchOptions(top_k=100, beam_width=5).beams == 5
+    assert SearchOptions().beams("guided") == 20
+    assert SearchOptions().beams("geometric") == 100
+    assert SearchOptions(top_k=100).beams("generative") == 100
+    assert SearchOptions(top_k=300).beams("geometric") == 300
+    assert SearchOptions(top_k=100, beam_width=5).beams("geometric") == 5
 
 
 @pytest.mark.parametrize(
