@@ -15,6 +15,10 @@ TARGETS = {"2": 0.98, "hybrid": 0.97, "1.5": 0.96, "1": 0.91}
 RESCORED_TARGET = 0.995
 ABLATION_LEVELS = ("1", "1.5", "hybrid", "2", "float")
 STORED_DIMS = (384, 768)
+QUANTISATION_NOTE = (
+    "What quantisation alone costs, as a share of the floats of the same adapter. Training on documents only gives no "
+    "codes that are reliably better than untuned thresholds: it is the train queries that pay."
+)
 OURS = """\
 From the paper: the FFN and its sliced prefixes (eq. 4-7), quantile thresholds with a moving average (eq. 1-2), the \
 levels and the hybrid quarters (eq. 3, 20), every loss (eq. 9-19) with a weight per prefix (eq. 8), the codebooks \
@@ -91,6 +95,8 @@ def render(results: Results, plot: str = "quality.png") -> str:
         _how(results),
         "## Share of FP32 at full width",
         _headline(results),
+        QUANTISATION_NOTE,
+        _quantisation(results),
         f"![quality against bytes]({plot})",
         "## Dimensions and levels",
         *(_dimensions(results, name) for name in results.fp32),
@@ -134,6 +140,20 @@ def _headline(results: Results) -> str:
         title = "1 bit, 40 candidates rescored"
         rows.append([results.titles[variant], title, *cells, mean, f"{100 * RESCORED_TARGET:.1f} %"])
     return _table(["", "level", *results.fp32, "mean", "to reach"], rows)
+
+
+def _quantisation(results: Results) -> str:
+    """The recipe's levels as a share of the same adapter's floats."""
+    full = results.prefixes[-1]
+    rows = []
+    for level in ("2", "hybrid", "1.5", "1", "0.5"):
+        by_set = []
+        for name in results.fp32:
+            pairs = (results.values("qama", name, x, full) for x in (level, "float"))
+            by_set.append([code / own for code, own in zip(*pairs, strict=True)])
+        mean = [float(np.mean(seed)) for seed in zip(*by_set, strict=True)]
+        rows.append([LEVEL_TITLES[level], *(_percent(shares) for shares in by_set), _percent(mean)])
+    return _table(["level", *results.fp32, "mean"], rows)
 
 
 def _dimensions(results: Results, name: str) -> str:

@@ -143,6 +143,7 @@ def test_tables_show_means_and_spreads_of_seeds():
     assert "| QAMA | 1 bit, 40 candidates rescored | 100.0 ± 0.0 | 100.0 ± 0.0 | 99.5 % |" in page
     assert "| Int8 | 8 | 384 | 384 MB | 768 | 768 MB | 75.0 | 98.0 |" in page
     assert "| 1 bit | 1 | 48 | 48 MB | 96 | 96 MB | 96.9 | 84.0 |" in page
+    assert "| 2 bit | 100.0 ± 0.0 | 100.0 ± 0.0 |" in page
     assert level_curve(results, "2") == [(8, pytest.approx(0.84))]
 
 
