@@ -19,9 +19,11 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-COLLECTOR_VERSION = 1  # part of the demo bundle's key: raise it when the corpus changes
+COLLECTOR_VERSION = 2  # part of the demo bundle's key: raise it when the corpus changes
 MAX_TEXT_CHARACTERS = 600
 MAX_PARAGRAPHS = 3
+SENTENCE = re.compile(r"(?<=[.:;])\s")
+MAX_SUMMARY_CHARACTERS = 100  # of a method, in its class's text
 MIN_DOC_CHARACTERS = 12  # shorter ones ("Alias.", "") tell a reader nothing
 
 # open windows or browsers, print, are tests or tools without an API, or are deprecated shims that only warn
@@ -136,10 +138,29 @@ def _is_inherited_doc(cls: type, name: str, method: object) -> bool:
 def _document(name: str, value: object, kind: str) -> dict[str, Any] | None:
     doc = _own_doc(value, kind)
     text = _first_paragraphs(doc, name)
+    if kind == "class":
+        text = _with_methods(text, value)
     if len(text) < MIN_DOC_CHARACTERS or text.startswith(SAYS_NOTHING):
         return None
     title = name + _signature(value) if kind in ("function", "method") else name
+    if kind == "class" and "." in name:
+        title = f"{name.rsplit('.', 1)[1]} ({name})"
     return {"_id": name, "title": title, "text": text, "metadata": {"kind": kind, "module": _module_of(name, kind)}}
+
+
+def _with_methods(text: str, cls: object) -> str:
+    """The first two sentences of a class, then what its own methods do, then the rest, as far as there is room.
+
+    Methods often say more of what a class is for than its docstring does.
+    """
+    sentences = SENTENCE.split(text)
+    summaries = []
+    for name, method in _own_methods(cls):  # type: ignore[arg-type]  # kind "class" holds classes
+        first = SENTENCE.split(_first_paragraphs(_own_doc(method, "method"), name), maxsplit=1)[0]
+        if len(first) >= MIN_DOC_CHARACTERS:
+            summaries.append(f"{name}: {textwrap.shorten(first, MAX_SUMMARY_CHARACTERS, placeholder=' …')}")
+    parts = [*sentences[:2], *summaries, *sentences[2:]]
+    return textwrap.shorten(" ".join(parts), MAX_TEXT_CHARACTERS, placeholder=" …")
 
 
 def _own_doc(value: object, kind: str) -> str:

@@ -57,7 +57,15 @@ def test_corpus_is_several_thousand_documents_of_all_kinds(corpus: dict[str, Doc
 )
 def test_what_people_look_for_is_there_under_its_name(corpus: dict[str, Document], name: str, words: str) -> None:
     assert words.lower() in corpus[name].text.lower()
-    assert corpus[name].title.startswith(name)
+    assert name in corpus[name].title
+
+
+def test_a_class_tells_what_its_methods_do(corpus: dict[str, Document]) -> None:
+    """Its title begins with its own name, its text with its own words; methods follow, a sentence each."""
+    counter = corpus["collections.Counter"]
+    assert counter.title == "Counter (collections.Counter)"
+    assert counter.text.startswith("Dict subclass for counting hashable items.")
+    assert "most_common: List the n most common elements" in counter.text
 
 
 def test_names_lead_to_the_documented_objects(corpus: dict[str, Document]) -> None:
