@@ -166,16 +166,17 @@ def measure_http(pipeline: Pipeline, texts: Sequence[str], port: int) -> list[Fi
     """Compare answers over one kept-alive connection with the pipeline called directly, under default options."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     options = SearchOptions()
+    beam_width = options.beams(pipeline.check_scoring(None))
     bare, served_ = cycle(texts), cycle(texts)
     ways: dict[str, Callable[[], object]] = {
         "pipeline": lambda: pipeline.search([next(bare)], options),
-        "http": lambda: _ask(connection, {"query": next(served_), "beam_width": options.beams}),
+        "http": lambda: _ask(connection, {"query": next(served_), "beam_width": beam_width}),
     }
     seconds = medians_of(ways, len(texts), "HTTP")
     connection.close()
     return [
-        Figure(f"bare pipeline, beam {options.beams}", 1e3 * seconds["pipeline"], "ms"),
-        Figure(f"HTTP answer, beam {options.beams}", 1e3 * seconds["http"], "ms"),
+        Figure(f"bare pipeline, beam {beam_width}", 1e3 * seconds["pipeline"], "ms"),
+        Figure(f"HTTP answer, beam {beam_width}", 1e3 * seconds["http"], "ms"),
         Figure("HTTP answer / bare pipeline", seconds["http"] / seconds["pipeline"], "x", HTTP_GOAL),
     ]
 
