@@ -13,9 +13,9 @@ all Matryoshka prefixes share them.
     The pair FFN (eq. 20), one for each pair or one for all: w2 · GELU(w1 [ẑ_2i, ẑ_2i+1] + b1) + b2, i counted from 0.
     Needed with `thresholds.0.5`.
 
-Metadata (safetensors' string map): `format` = `rhumbline-adapter-1`; `prefixes` = JSON list of the Matryoshka
-dimensions, ascending, ending with D; `encoder` = hex SHA-256 of the encoder.onnx whose vectors it was trained on,
-empty while it has none. Other keys are kept for provenance and ignored here.
+Metadata: one key, `rhumbline`, of JSON (one, since safetensors does not fix the order of several, and equal adapters
+should be equal files): `format` = `rhumbline-adapter-1`; `prefixes`, a list of the Matryoshka dimensions, ascending,
+ending with D; `encoder`, hex SHA-256 of the encoder.onnx whose vectors it was trained on, empty while it has none.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def save_adapter(path: Path, tensors: Mapping[str, FloatArray], info: AdapterInf
         AdapterError: a tensor is missing, unknown, or of another shape than the format's.
     """
     check_adapter(tensors, info)
-    metadata = {"format": FORMAT, "prefixes": json.dumps(list(info.prefixes)), "encoder": info.encoder}
+    about = {"format": FORMAT, "prefixes": list(info.prefixes), "encoder": info.encoder}
+    metadata = {"rhumbline": json.dumps(about, sort_keys=True)}
     save_file({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, path, metadata)
 
 
@@ -74,13 +75,13 @@ def load_adapter(path: Path) -> tuple[dict[str, FloatArray], AdapterInfo]:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
+            about = json.loads((file.metadata() or {})["rhumbline"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        if metadata.get("format") != FORMAT:
+        if about["format"] != FORMAT:
             raise AdapterError(
-                f"{path} has format {metadata.get('format')!r}, this version reads {FORMAT!r}: train the adapter anew"
+                f"{path} has format {about['format']!r}, this version reads {FORMAT!r}: train the adapter anew"
             )
-        info = AdapterInfo(tuple(json.loads(metadata["prefixes"])), metadata["encoder"])
+        info = AdapterInfo(tuple(about["prefixes"]), about["encoder"])
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise AdapterError(f"{path} is no adapter: {error}") from error
     check_adapter(tensors, info)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -166,16 +167,25 @@ def test_an_adapter_of_another_encoder_is_refused(tmp_path: Path, tensors: dict[
         Binarizer.open(tmp_path / "b.safetensors", "cd" * 32)
 
 
+def test_equal_adapters_are_equal_files(tmp_path: Path, tensors: dict[str, Floats]) -> None:
+    for name in ("a", "b", "c", "d"):
+        save_adapter(tmp_path / name, tensors, AdapterInfo(PREFIXES, "ab" * 32))
+    assert len({(tmp_path / name).read_bytes() for name in ("a", "b", "c", "d")}) == 1
+
+
 def test_a_file_that_is_no_adapter_is_refused(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     (tmp_path / "noise").write_bytes(b"\x00" * 64)
     save_file({"thresholds.1": np.zeros((1, 8), np.float32)}, tmp_path / "plain")
-    save_file({"thresholds.1": np.zeros((1, 8), np.float32)}, tmp_path / "bad", {"format": "rhumbline-adapter-1"})
+    for name, about in {"bad": {"format": "rhumbline-adapter-1"}, "old": {"format": "rhumbline-adapter-0"}}.items():
+        save_file({"thresholds.1": np.zeros((1, 8), np.float32)}, tmp_path / name, {"rhumbline": json.dumps(about)})
     with pytest.raises(AdapterError, match="no adapter"):
         load_adapter(tmp_path / "noise")
-    with pytest.raises(AdapterError, match="format None"):
+    with pytest.raises(AdapterError, match="no adapter: 'rhumbline'"):
         load_adapter(tmp_path / "plain")
+    with pytest.raises(AdapterError, match="format 'rhumbline-adapter-0'"):
+        load_adapter(tmp_path / "old")
     with pytest.raises(AdapterError, match="prefixes"):
         load_adapter(tmp_path / "bad")
 
