@@ -6,14 +6,13 @@ for all. `paper.toml` beside `qama.toml` holds the setting of the paper.
 
 from __future__ import annotations
 
-import tomllib
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from models.retriever.recipe import RECIPES, RecipeError, Table
+from models.retriever.recipe import RecipeError, Table, read_table
 from service.model.layout import LEVELS, CodeError, code_layout
 
 __all__ = ["LOSSES", "AdapterRecipe", "LossTable", "RecipeError", "load_recipe", "parse_recipe"]
@@ -190,14 +189,9 @@ def load_recipe(name_or_path: str | Path) -> AdapterRecipe:
     Raises:
         RecipeError: no such file, not TOML, unknown or contradictory keys (named, with what is allowed).
     """
-    path = RECIPES / f"{name_or_path}.toml"
-    path = path if path.is_file() else Path(name_or_path)
-    if not path.is_file():
-        raise RecipeError(f"no recipe {str(name_or_path)!r}: give a TOML file, or 'qama'")
+    path, table = read_table(str(name_or_path))
     try:
-        return parse_recipe(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} is not TOML: {error}") from None
+        return parse_recipe(table)
     except RecipeError as error:
         raise RecipeError(f"recipe {path}: {error}") from None
 
