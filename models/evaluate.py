@@ -152,11 +152,11 @@ def _rankings(
 def reorder(hits: Sequence[Hit], ranking: str, fusion_weight: float) -> Result:
     """Rank a walk's candidates: ids with the score of the ranking, best first, ties as in the pipeline."""
     if ranking == "lexicographic":
-        scored = [((hit.log_probability, hit.cosine), hit.log_probability, hit) for hit in hits]
+        scored = [((hit.beam_score, hit.cosine), hit.beam_score, hit) for hit in hits]
     elif ranking == "cosine":
         scored = [((hit.cosine, 0.0), hit.cosine, hit) for hit in hits]
     else:
-        fused = [hit.log_probability + fusion_weight * hit.cosine for hit in hits]
+        fused = [hit.beam_score + fusion_weight * hit.cosine for hit in hits]
         scored = [((score, 0.0), score, hit) for score, hit in zip(fused, hits, strict=True)]
     scored.sort(key=lambda entry: (-entry[0][0], -entry[0][1], entry[2].position))
     return [(hit.id, float(score)) for _, score, hit in scored]

@@ -24,11 +24,12 @@ def write_run(path: Path | str, run: Run, tag: str) -> None:
     """
     with Path(path).open("w", encoding="utf-8", newline="\n") as file:
         for query, results in run.items():
-            last = np.float32(np.inf)
+            last, before = np.float32(np.inf), np.inf
             for rank, (document, score) in enumerate(results, start=1):
                 _check_columns(query, document, tag)
-                if not score <= last and not np.isclose(score, last, rtol=1e-6):
-                    raise DataError(f"query {query!r}, rank {rank}: score {score} after {last}: results must be sorted")
+                if not score <= before:
+                    raise DataError(f"query {query!r}, rank {rank}: score {score} after {before}: not sorted")
+                before = score
                 last = min(np.float32(score), np.nextafter(last, np.float32(-np.inf)))
                 file.write(f"{query} Q0 {document} {rank} {last:.9g} {tag}\n")
 

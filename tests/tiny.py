@@ -113,7 +113,7 @@ def tiny_manifest(tiny: Tiny) -> ModelManifest:
         normalisation=tiny.normalisation,  # type: ignore[arg-type]
         token_scale=(10.0,) * levels if tiny.decoder else (),
         guided_scale=(0.5,) * levels if tiny.decoder else (),
-        guided_weight=(40.0,) * levels if tiny.decoder else (),
+        guided_weight=40.0 if tiny.decoder else 0.0,
         scorings=("generative", "geometric", "guided") if tiny.decoder else ("geometric",),
         default_scoring="guided" if tiny.decoder else "geometric",
         text=TextSettings(

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from loadtest.bench.timing import Figure, figures_table, medians_of
 from loadtest.bench.unconstrained import StandInDecoder, decode_unconstrained
+from service.index.regions import Regions
 from service.index.trie import Trie, build_trie, open_trie, save_trie, verify_trie
 from service.search.tables import WalkTables
 from service.search.walk import walk
@@ -132,8 +133,7 @@ def decoder_tables(trie: Trie, levels: int, codes: int) -> WalkTables:
     return WalkTables(
         trie=trie,
         vectors=np.zeros((trie.documents, 1), np.float32),
-        centroids=np.zeros((0, 1), np.float32),
-        trie_centroid=np.full(trie.nodes, -1, np.int32),
+        regions=Regions.none(trie.nodes, 1),
         level_offsets=tuple(range(0, tokens + 1, codes)),
         tokens_TE=tokens_TE,
         token_scale_T=np.full(tokens, 20, np.float32),

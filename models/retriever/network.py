@@ -258,9 +258,11 @@ class Retriever(nn.Module):
         width = decoder.shape.embedding if decoder is not None else 1
         self.start = nn.Parameter(torch.randn(width) * 0.02)
         self.tokens = nn.Parameter(F.normalize(torch.randn(sum(level_sizes), width), dim=-1), requires_grad=False)
-        self.log_alone, self.log_beside, self.log_weight = (
-            nn.Parameter(torch.full((len(level_sizes),), scale).log()) for scale in scales
+        alone, beside, weight = scales
+        self.log_alone, self.log_beside = (
+            nn.Parameter(torch.full((len(level_sizes),), scale).log()) for scale in (alone, beside)
         )
+        self.log_weight = nn.Parameter(torch.tensor(weight).log())  # one for all levels: nodes of all depths compete
         levels = torch.arange(len(level_sizes)).repeat_interleave(torch.tensor(level_sizes))
         self.register_buffer("level_of_token", levels, persistent=False)
 

@@ -63,7 +63,6 @@ def describe(
     scales = {
         "token_scale": retriever.log_alone,
         "guided_scale": retriever.log_beside,
-        "guided_weight": retriever.log_weight,
     }
     shape = decoder and DecoderShape(
         layers=decoder.shape.layers,
@@ -76,6 +75,7 @@ def describe(
     return ModelManifest.model_validate(
         fields
         | {
+            "guided_weight": float(retriever.log_weight.detach().exp()) if decoder is not None else 0.0,
             "dimensions": int(quantizer.tensors.get("projection.weight_0", quantizer.tensors["codebooks"]).shape[1]),
             "level_sizes": quantizer.level_sizes,
             "quantizer": QuantizerSettings(kind=quantizer.kind),

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from models.retriever.batches import StateCache, Texts, shuffled_batches
 from models.retriever.network import Retriever
-from models.retriever.objectives import CodeTree, Scales, contrast, step_losses, unguided_loss
+from models.retriever.objectives import Scales, contrast, step_losses, unguided_loss
 from models.retriever.recipe import ObjectiveTable, Stage
+from models.retriever.tree import CodeTree, measure
 
 Pair = tuple[int, int]  # row in the query texts, document position
 QUERIES_PER_DOCUMENT = 4  # most queries of one document in a contrast batch
@@ -141,11 +142,12 @@ def path_losses(work: Work, vector_BD: Tensor, states: Tensor, mask: Tensor, doc
     with torch.autocast(work.device, torch.bfloat16, enabled=work.bf16):
         hidden_BLE = retriever.hidden(states, mask, tree.sids[documents_B], vector_BD)
     tokens_TE, scales = retriever.unit_tokens(), Scales.of(retriever)
+    near = measure(tree, vector_BD)
     generative = guided = vector_BD.new_zeros(())
     for level in range(hidden_BLE.shape[1]):
         cosine_BT = hidden_BLE[:, level].float() @ tokens_TE.T
         if work.objective.constraint == "trie":
-            alone, both = step_losses(tree, level, documents_B, cosine_BT, vector_BD, scales, work.objective.smoothing)
+            alone, both = step_losses(tree, level, documents_B, cosine_BT, near, scales, work.objective.smoothing)
             generative, guided = generative + alone, guided + both
         else:
             predecessor = work.objective.constraint == "predecessor"

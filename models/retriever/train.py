@@ -32,10 +32,10 @@ from models.retriever.checkpoint import Place, load_checkpoint, save_checkpoint
 from models.retriever.joint import GradientLog, Joint, joint_epoch, tie_codebooks, untie_codebooks
 from models.retriever.material import Material, gather
 from models.retriever.network import Decoder, DecoderShape, Encoder, Retriever, load_backbone
-from models.retriever.objectives import CodeTree, build_tree
 from models.retriever.publish import publish_model
 from models.retriever.recipe import Recipe, RecipeError, Stage
 from models.retriever.stages import Work, contrast_epoch, decode_epoch
+from models.retriever.tree import CodeTree, build_tree
 from models.retriever.validate import exact_ranks, mean_reciprocal_rank, walked_ranks
 from service.search.tables import Scoring
 

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from models.retriever.network import KeyValue, Retriever
 from models.retriever.stages import Pair, Work, encode_in_blocks
-from service.index.centroids import build_centroids
-from service.index.trie import build_trie
 from service.search.tables import Scoring, WalkTables
 from service.search.walk import Beams, walk
 
@@ -114,15 +112,15 @@ def walk_tables(work: Work) -> tuple[WalkTables, NDArray[np.int64]]:
     if work.tree is None:
         raise ValueError("the walk needs the code tree")
     retriever = work.retriever
-    trie, order = build_trie(work.tree.sids.cpu().numpy().astype(np.int32))
+    trie, order = work.tree.trie, work.tree.order
     vectors = np.ascontiguousarray(work.vectors_ND.cpu().numpy()[order])
-    centroids, rows = build_centroids(trie, vectors)
     level = retriever.level_of_token
-    scales = (retriever.log_alone, retriever.log_beside, retriever.log_weight)
-    token_scale, guided_scale, guided_weight = (log.detach().exp()[level].cpu().numpy() for log in scales)
+    scales = (retriever.log_alone, retriever.log_beside)
+    token_scale, guided_scale = (log.detach().exp()[level].cpu().numpy() for log in scales)
     tokens = torch.cat([retriever.unit_tokens(), retriever.start[None]]).detach().cpu().numpy()
     offsets = (0, *np.cumsum(retriever.level_sizes).tolist())
-    tables = WalkTables(trie, vectors, centroids, rows, offsets, tokens, token_scale, guided_scale, guided_weight)
+    weight = float(retriever.log_weight.detach().exp())
+    tables = WalkTables(trie, vectors, work.tree.regions, offsets, tokens, token_scale, guided_scale, weight)
     position = np.empty(len(order), np.int64)
     position[order] = np.arange(len(order))
     return tables, position

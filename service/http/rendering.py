@@ -44,7 +44,7 @@ class SearchPipeline(Protocol):
 def render_results(bundle: Bundle, answer: Answer, options: SearchOptions, include: Collection[str]) -> list[Result]:
     """Return the hits with what ``include`` asks for; the documents come in one read."""
     documents = bundle.documents.many([hit.position for hit in answer.hits])
-    is_probability = options.scoring != "geometric"  # there a beam's score is the cosine to its node
+    is_probability = options.scoring == "generative"  # the others' scores hold the cosine
     return [_result(*pair, include, is_probability) for pair in zip(answer.hits, documents, strict=True)]
 
 
@@ -59,8 +59,8 @@ def explain(answer: Answer, options: SearchOptions) -> Explanation:
 
 def _result(hit: Hit, document: Document, include: Collection[str], is_probability: bool) -> Result:
     whole = "documents" in include
-    has_probability = is_probability and not math.isnan(hit.log_probability)
-    scores = Scores(cosine=hit.cosine, log_probability=hit.log_probability if has_probability else None)
+    has_probability = is_probability and not math.isnan(hit.beam_score)
+    scores = Scores(cosine=hit.cosine, log_probability=hit.beam_score if has_probability else None)
     return Result(
         id=document.id,
         score=hit.score,

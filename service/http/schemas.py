@@ -144,7 +144,7 @@ class Scores(BaseModel):
 
     cosine: float = Field(description="Cosine of the query's and the document's vector.")
     log_probability: float | None = Field(
-        None, description="log P of the semantic ID; none for `geometric`, or if only codes found it."
+        None, description="log P of the semantic ID; `generative` only, and none if only codes found it."
     )
 
 

@@ -1,4 +1,4 @@
-"""Building a bundle: model + documents → vectors → semantic IDs → trie → centroids → one published folder.
+"""Building a bundle: model + documents → vectors → semantic IDs → trie → regions → one published folder.
 
 Letters: N documents, D dimensions, L levels.
 
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from service.index.artefact import ArtefactError, new_artefact, publish
 from service.index.bundle import Model, open_model
-from service.index.centroids import build_centroids
 from service.index.codes import write_codes
 from service.index.documents import Document, DocumentStore, dump_metadata, write_documents, write_rows
 from service.index.manifest import BundleManifest
+from service.index.regions import build_regions
 from service.index.trie import Trie, build_trie, save_trie
 from service.model.encoder import WINDOW, Encoder
 from service.model.quantizer import QuantizerError, assign_sids
@@ -111,14 +111,15 @@ def _write_index(
         _write_vectors(staging / "vectors.npy", ordered, len(store), model)
         write_documents(staging / "documents.sqlite", _reordered(store, order_N, advance))
     ordered_ND = np.load(staging / "vectors.npy", mmap_mode="r", allow_pickle=False)
-    centroids = _write_centroids(trie, ordered_ND, staging, options)
+    region_count, region_rows = _write_regions(trie, ordered_ND, staging, options)
     levels = write_codes(model, ordered_ND, staging, options.progress)
     return BundleManifest(
         model=model.manifest,
         documents=len(store),
         distinct_sids=_distinct(trie.sids_NL),
         nodes=trie.nodes,
-        centroids=centroids,
+        regions=region_count,
+        region_rows=region_rows,
         code_levels=levels,
         corpus=options.corpus,
     )
@@ -210,12 +211,21 @@ def _reordered(store: DocumentStore, order_N: NDArray[np.int64], advance: Callab
         advance(len(rows))
 
 
-def _write_centroids(trie: Trie, vectors_ND: NDArray[np.float32], staging: Path, options: BuildOptions) -> int:
-    with progress_bar("centroids", None, quiet=not options.progress):
-        centroids_CD, trie_centroid_M = build_centroids(trie, vectors_ND)
-    np.save(staging / "centroids.npy", centroids_CD, allow_pickle=False)
-    np.save(staging / "trie_centroid.npy", trie_centroid_M, allow_pickle=False)
-    return len(centroids_CD)
+def _write_regions(
+    trie: Trie, vectors_ND: NDArray[np.float32], staging: Path, options: BuildOptions
+) -> tuple[int, int]:
+    """Write what the walk knows of the trie's larger nodes; returns how many regions there are, and their rows."""
+    with progress_bar("regions", None, quiet=not options.progress) as advance:
+        regions = build_regions(trie, vectors_ND, advance)
+    arrays: dict[str, NDArray[Any]] = {
+        "regions": regions.rows_RD,
+        "region_start": regions.start_C,
+        "region_rest": regions.rest_C,
+        "trie_region": regions.region_M,
+    }
+    for name, array in arrays.items():
+        np.save(staging / f"{name}.npy", array, allow_pickle=False)
+    return regions.count, len(regions.rows_RD)
 
 
 def _distinct(sids_NL: NDArray[Any]) -> int:

@@ -1,6 +1,7 @@
 """Opening models and bundles: verified files, memory-mapped arrays, and the checks that they belong together.
 
-Letters: N documents, D dimensions, E token dimensions, T tokens, L levels, M trie nodes, C centroids, W words.
+Letters: N documents, D dimensions, E token dimensions, T tokens, L levels, M trie nodes, C regions, R their
+rows, W words.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from safetensors.numpy import load_file
 from service.index.artefact import ArtefactError
 from service.index.documents import DocumentStore
 from service.index.manifest import BundleManifest, ModelManifest
+from service.index.regions import Regions
 from service.index.trie import Trie, open_trie, verify_trie
 from service.index.verify import read_manifest, verify_files
 
@@ -77,8 +79,7 @@ class Bundle:
         model: the model inside.
         trie: all SIDs, `trie.sids_NL` among them.
         vectors: unit vectors (N, D) float32.
-        centroids: unit centroids (C, D) float32.
-        trie_centroid: each node's row in `centroids` (M,) int32, -1 for nodes of a handful of documents.
+        regions: where the documents under the trie's larger nodes lie.
         documents: ids, titles, texts, metadata.
         codes: packed QAMA codes by level name, in the stored form (G, W, 32) uint64 of `service.model.packing`.
     """
@@ -88,8 +89,7 @@ class Bundle:
     model: Model
     trie: Trie
     vectors: NDArray[np.float32]
-    centroids: NDArray[np.float32]
-    trie_centroid: NDArray[np.int32]
+    regions: Regions
     documents: DocumentStore
     codes: dict[str, NDArray[Any]]
 
@@ -101,8 +101,8 @@ class Bundle:
     def touch(self) -> int:
         """Read one byte of every page of every mapped array, so that no request waits for the disk; returns bytes."""
         trie = self.trie
-        arrays = [trie.token_M, trie.lo_M, trie.child_M, trie.sids_NL, self.vectors, self.centroids, self.trie_centroid]
-        arrays += self.codes.values()
+        arrays = [trie.token_M, trie.lo_M, trie.child_M, trie.sids_NL, self.vectors, self.regions.rows_RD]
+        arrays += [self.regions.start_C, self.regions.rest_C, self.regions.region_M, *self.codes.values()]
         for array in arrays:
             array.ravel(order="K").view(np.uint8)[::4096].max(initial=0)
         return sum(array.nbytes for array in arrays)
@@ -138,8 +138,7 @@ def open_bundle(path: Path, verify: bool = True) -> Bundle:
         model=model,
         trie=trie,
         vectors=_vectors(path, manifest),
-        centroids=_array(path / "centroids.npy", (manifest.centroids, manifest.model.dimensions), np.float32, REINDEX),
-        trie_centroid=_array(path / "trie_centroid.npy", (manifest.nodes,), np.int32, REINDEX),
+        regions=_regions(path, manifest),
         documents=_opened(path / "documents.sqlite", DocumentStore),
         codes={level: _codes(path, level, manifest) for level in manifest.code_levels},
     )
@@ -223,13 +222,30 @@ def _check_sizes(bundle: Bundle) -> None:
 
 
 def _check_references(bundle: Bundle) -> None:
-    """Check every node, token and centroid row, so that no kernel can leave its arrays."""
-    manifest, rows = bundle.manifest, bundle.trie_centroid
+    """Check every node, token and region, so that no kernel can leave its arrays."""
+    manifest, regions = bundle.manifest, bundle.regions
     _opened(bundle.path, lambda _: verify_trie(bundle.trie, manifest.model.tokens))
-    lowest, highest = int(rows.min()), int(rows.max())
-    if lowest < -1 or highest >= manifest.centroids:
-        file = bundle.path / "trie_centroid.npy"
-        raise ArtefactError(f"'{file}' names centroids {lowest} to {highest} of {manifest.centroids}: {REINDEX}")
+    lowest, highest = int(regions.region_M.min()), int(regions.region_M.max())
+    if lowest < -1 or highest >= manifest.regions:
+        file = bundle.path / "trie_region.npy"
+        raise ArtefactError(f"'{file}' names regions {lowest} to {highest} of {manifest.regions}: {REINDEX}")
+    start_C = regions.start_C
+    if start_C[0] != 0 or start_C[-1] != manifest.region_rows or (np.diff(start_C) < 1).any():
+        file = bundle.path / "region_start.npy"
+        raise ArtefactError(f"'{file}' does not divide {manifest.region_rows} rows among the regions: {REINDEX}")
+    if not (regions.rest_C >= 0).all():  # a root is taken of it
+        raise ArtefactError(f"'{bundle.path / 'region_rest.npy'}' holds numbers below 0: {REINDEX}")
+
+
+def _regions(path: Path, manifest: BundleManifest) -> Regions:
+    """Map the four files of the regions."""
+    rows = (manifest.region_rows, manifest.model.dimensions)
+    return Regions(
+        rows_RD=_array(path / "regions.npy", rows, np.float32, REINDEX),
+        start_C=_array(path / "region_start.npy", (manifest.regions + 1,), np.int64, REINDEX),
+        rest_C=_array(path / "region_rest.npy", (manifest.regions,), np.float32, REINDEX),
+        region_M=_array(path / "trie_region.npy", (manifest.nodes,), np.int32, REINDEX),
+    )
 
 
 def _array(file: Path, shape: tuple[int, ...], dtype: type[np.generic], remedy: str) -> NDArray[Any]:

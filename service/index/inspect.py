@@ -79,7 +79,7 @@ class IndexUse:
     largest_collision: int
     collisions: dict[int, int]
     nodes: int
-    centroids: int
+    regions: int
     depth: int
     levels: tuple[LevelUse, ...]
     bytes_per_document: dict[str, float]
@@ -143,7 +143,7 @@ def describe_index(bundle: Bundle) -> IndexUse:
         largest_collision=int(sizes.max()),
         collisions={int(size): int(count) for size, count in zip(*np.unique(sizes, return_counts=True), strict=True)},
         nodes=trie.nodes,
-        centroids=len(bundle.centroids),
+        regions=bundle.regions.count,
         depth=trie.depth,
         levels=level_use(trie.sids_NL, manifest.model.level_offsets),
         bytes_per_document={name: size / trie.documents for name, size in sorted(files.items())},

@@ -63,7 +63,7 @@ def _index_table(index: IndexUse) -> Table:
         "documents": f"{index.documents:,}",
         "distinct SIDs": f"{index.distinct_sids:,} (p_unique {index.p_unique:.4f})",
         "largest collision": f"{index.largest_collision} documents on one SID",
-        "trie": f"{index.nodes:,} nodes, depth {index.depth}, {index.centroids:,} centroids",
+        "trie": f"{index.nodes:,} nodes, depth {index.depth}, {index.regions:,} regions",
     }
     return _filled(Table(title="index", title_justify="left", show_header=False), rows)
 

@@ -1,6 +1,6 @@
 """The manifests of both artefacts: what a model or a bundle is, in one frozen, checked object.
 
-Letters: D vector dimensions, E token embedding dimensions, L levels, N documents, M trie nodes, C centroids.
+Letters: D vector dimensions, E token embedding dimensions, L levels, N documents, M trie nodes, C regions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.model.text import TextSettings
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 MANIFEST_NAME = "manifest.json"
 
 Scoring = Literal["generative", "geometric", "guided"]
@@ -74,7 +74,7 @@ class Provenance(Frozen):
 class Manifest(Frozen):
     """What both kinds share: schema version, the file table, and the digest over everything but itself."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     kind: str
     files: dict[str, FileEntry] = Field(default_factory=dict)
     digest: str = ""
@@ -88,7 +88,7 @@ class ModelManifest(Manifest):
     """Manifest of a model (it knows no documents).
 
     The logit of token t of level l is `token_scale[l] · hidden·tokens[t]` (`generative`) or
-    `guided_scale[l] · hidden·tokens[t] + guided_weight[l] · vector·centroid` (`guided`).
+    `guided_scale[l] · hidden·tokens[t] + guided_weight · reach` (`guided`; reach: `service.index.regions`).
     The `fused` score is log P + `fusion_weight` · cosine.
     """
 
@@ -100,7 +100,7 @@ class ModelManifest(Manifest):
     normalisation: Normalisation = "constrained"
     token_scale: tuple[Finite, ...] = ()
     guided_scale: tuple[Finite, ...] = ()
-    guided_weight: tuple[Finite, ...] = ()
+    guided_weight: Finite = Field(default=0.0, ge=0)
     scorings: tuple[Scoring, ...] = ("geometric",)
     default_scoring: Scoring = "geometric"
     fusion_weight: Finite = 1.0
@@ -140,7 +140,6 @@ class ModelManifest(Manifest):
         needed = {
             "token_scale": "generative" in self.scorings,
             "guided_scale": "guided" in self.scorings,
-            "guided_weight": "guided" in self.scorings,
         }
         for name, is_needed in needed.items():
             values = getattr(self, name)
@@ -166,7 +165,8 @@ class BundleManifest(Manifest):
     documents: int = Field(ge=1)
     distinct_sids: int = Field(ge=1)
     nodes: int = Field(ge=1)
-    centroids: int = Field(ge=0)
+    regions: int = Field(ge=0)
+    region_rows: int = Field(ge=0)
     code_levels: tuple[str, ...] = ()
     corpus: str = ""
 
@@ -178,8 +178,10 @@ class BundleManifest(Manifest):
             "trie_child.npy",
             "sids.npy",
             "vectors.npy",
-            "centroids.npy",
-            "trie_centroid.npy",
+            "regions.npy",
+            "region_start.npy",
+            "region_rest.npy",
+            "trie_region.npy",
             "documents.sqlite",
         }
         codes = {f"codes_{level}.npy" for level in self.code_levels}

@@ -1,7 +1,7 @@
 """Numba kernels of one step of the walk: score the children of every beam, keep the best; `walk.py` checks their input.
 
 Legend: Q queries, B beams, U columns of a decoder call (unfinished beams), N documents, L levels, K tokens of a level,
-T tokens, M nodes, C centroids, W words, D vector dimensions, E token dimensions, R children of the root.
+T tokens, M nodes, W words, D vector dimensions, E token dimensions, R children of the root.
 
 A query's beams are sorted, best first. Where scores are sums of log-probabilities no child scores above its beam, so
 the pass over a query's beams stops at the first that could not enter the selection: exact, and at wide beams most
@@ -14,21 +14,21 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from service.index.centroids import HANDFUL
 from service.search.filters import count_eligible
 from service.search.scores import (
-    add_cosines,
+    add_geometry,
+    best_cosine,
     child_end,
-    fill_cosines,
     fill_logits,
+    fill_reaches,
     log_sum_exp,
     mark_eligible,
-    mean_cosine,
     vocabulary_log_sum,
 )
 from service.search.selection import Best, offer, sort_best
 from service.search.walk_state import (
     FINISHED,
+    GENERATIVE,
     GEOMETRIC,
     GUIDED,
     Frontier,
@@ -48,26 +48,26 @@ def _is_eligible(tables: Tables, lo: int, hi: int) -> Scalar:
 
 
 @njit(cache=True, nogil=True)
-def _fill_child_cosines(
+def _fill_child_reaches(
     tables: Tables, scores: Scores, scratch: Scratch, query: int, node: int, hi: int, every: bool
 ) -> None:
-    """Fill the query's cosines to a node's children; the root's were all multiplied at once."""
+    """Fill the query's reaches of a node's children; the root's were all made at once."""
     first, last = np.int64(tables.child_M[node]), np.int64(tables.child_M[node + 1])
     if node == 0:
         for child in range(first, last):
-            scratch.cosines[child - first] = scores.root_QR[query, child - first]
+            scratch.reaches[child - first] = scores.root_QR[query, child - first]
         return
-    fill_cosines(
-        scratch.cosines, scratch.allowed, every, tables.lo_M, first, last, hi, tables.centroid_M,
-        tables.centroids_CD, tables.vectors_ND, scores.vectors_QD[query], scratch.sum_D,
+    fill_reaches(
+        scratch.reaches, scratch.allowed, every, tables.lo_M, first, last, hi, tables.region_M, tables.start_C,
+        tables.rest_C, tables.rows_RD, tables.vectors_ND, scores.vectors_QD[query],
     )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
-def _fill_log_probabilities(
+def _fill_values(
     rules: Rules, tables: Tables, scores: Scores, scratch: Scratch, query: int, column: int, node: int, hi: int
-) -> Scalar:
-    """Fill the logits of a node's children and return their normaliser."""
+) -> None:
+    """Turn the logits of a node's children into what they add: log-probabilities, or guided scores."""
     first, last = np.int64(tables.child_M[node]), np.int64(tables.child_M[node + 1])
     dense_K = scores.dense_QUK[query, column]
     normaliser = 0.0
@@ -78,22 +78,26 @@ def _fill_log_probabilities(
         scores.hidden_QUE[query, column], dense_K, scores.level_lo,
     )  # fmt: skip
     if rules.scoring == GUIDED:
-        _fill_child_cosines(tables, scores, scratch, query, node, hi, np.bool_(True))
-        add_cosines(scratch.logits, scratch.cosines, tables.token_M, first, last, tables.weight_T)
-    return normaliser if rules.full else log_sum_exp(scratch.logits, last - first)
+        _fill_child_reaches(tables, scores, scratch, query, node, hi, np.bool_(True))
+        add_geometry(scratch.logits, scratch.reaches, rules.weight, last - first)
+        return
+    if not rules.full:
+        normaliser = log_sum_exp(scratch.logits, last - first)
+    for place in range(last - first):  # rounding must not lift a child above its beam: the early stop relies on it
+        scratch.logits[place] = min(scratch.logits[place] - normaliser, 0.0)
 
 
 @njit(cache=True, nogil=True)
 def _offer_all(
-    best: Best, size: int, values: NDArray[np.float64], allowed: NDArray[np.bool_], base: float, beam: int,
-    first: int, last: int,
+    best: Best, size: int, values: NDArray[np.float64], geometry: NDArray[np.float64], allowed: NDArray[np.bool_],
+    base: float, beam: int, first: int, last: int,
 ) -> Scalar:  # fmt: skip
     """Offer the allowed children with the scores `base + values`; most are turned away by one comparison."""
     primary = best.primary
     for child in range(first, last):
         score = base + values[child - first]
         if allowed[child - first] and (size < len(primary) or score >= primary[0]):
-            size = offer(best, size, score, 0.0, child, beam)
+            size = offer(best, size, score, geometry[child - first] if len(geometry) > 0 else 0.0, child, beam)
     return size
 
 
@@ -101,32 +105,35 @@ def _offer_all(
 def _offer_children(
     rules: Rules, tables: Tables, scores: Scores, scratch: Scratch, beams: Frontier, query: int, beam: int, size: int
 ) -> Scalar:
-    """Offer the eligible children of one beam to the selection; the softmax runs over all of them."""
+    """Offer the eligible children of one beam to the selection; probabilities are shares among all of them."""
     node, hi, score = beams.node_QB[query, beam], beams.hi_QB[query, beam], beams.score_QB[query, beam]
     first, last = np.int64(tables.child_M[node]), np.int64(tables.child_M[node + 1])
     mark_eligible(scratch.allowed, tables.lo_M, first, last, hi, tables.words_W, tables.ranks_W)
+    values, geometry, base = scratch.logits, scratch.reaches[:0], score
     if rules.scoring == GEOMETRIC:
-        _fill_child_cosines(tables, scores, scratch, query, node, hi, np.bool_(False))
-        return _offer_all(scratch.best, size, scratch.cosines, scratch.allowed, 0.0, beam, first, last)
-    column = beams.column_QB[query, beam]
-    normaliser = _fill_log_probabilities(rules, tables, scores, scratch, query, column, node, hi)
-    for place in range(last - first):  # rounding must not lift a child above its beam: the early stop relies on it
-        scratch.logits[place] = min(scratch.logits[place] - normaliser, 0.0)
-    return _offer_all(scratch.best, size, scratch.logits, scratch.allowed, score, beam, first, last)
+        _fill_child_reaches(tables, scores, scratch, query, node, hi, np.bool_(False))
+        values, base = scratch.reaches, 0.0
+    else:
+        _fill_values(rules, tables, scores, scratch, query, beams.column_QB[query, beam], node, hi)
+    if rules.scoring == GUIDED:  # the node's own reach gives way to its children's
+        geometry, base = scratch.reaches, score - beams.geometry_QB[query, beam]
+    return _offer_all(scratch.best, size, values, geometry, scratch.allowed, base, beam, first, last)
 
 
 @njit(cache=True, nogil=True)
 def _offer_end(
     rules: Rules, tables: Tables, scores: Scores, scratch: Scratch, beams: Frontier, query: int, beam: int, size: int
 ) -> Scalar:
-    """Offer the documents that end at an inner node, at the node's own score (geometric: a handful at their own)."""
+    """Offer the documents that end at an inner node: with the node's score, and where geometry counts, their own."""
     node, lo, score = beams.node_QB[query, beam], beams.lo_QB[query, beam], beams.score_QB[query, beam]
-    end = np.int64(tables.lo_M[tables.child_M[node]])
+    end, geometry = np.int64(tables.lo_M[tables.child_M[node]]), 0.0
     if end == lo or not _is_eligible(tables, lo, end):
         return size
-    if rules.scoring == GEOMETRIC and end - lo <= HANDFUL:
-        score = np.float64(mean_cosine(tables.vectors_ND, lo, end, scores.vectors_QD[query], scratch.sum_D))
-    return offer(scratch.best, size, score, 0.0, node, beam)
+    if rules.scoring != GENERATIVE:
+        best = np.float64(best_cosine(tables.vectors_ND, lo, end, scores.vectors_QD[query]))
+        geometry = rules.weight * best if rules.scoring == GUIDED else 0.0
+        score = score - beams.geometry_QB[query, beam] + geometry if rules.scoring == GUIDED else best
+    return offer(scratch.best, size, score, geometry, node, beam)
 
 
 @njit(cache=True, nogil=True)
@@ -154,10 +161,10 @@ def _select(
     capacity = len(scratch.best.primary)
     for beam in range(beams.size_Q[query]):
         score, node = beams.score_QB[query, beam], beams.node_QB[query, beam]
-        if rules.scoring != GEOMETRIC and size == capacity and score < scratch.best.primary[0]:
+        if rules.scoring == GENERATIVE and size == capacity and score < scratch.best.primary[0]:
             break  # neither this beam nor any behind it can enter
         if beams.column_QB[query, beam] == FINISHED:
-            size = offer(scratch.best, size, score, 0.0, node, beam)
+            size = offer(scratch.best, size, score, beams.geometry_QB[query, beam], node, beam)
         elif tables.child_M[node] == tables.child_M[node + 1]:
             size = _offer_rest(tables, scores, scratch, beams, depth, query, beam, size)
         else:
@@ -201,7 +208,7 @@ def _settle(
                 finished = _is_finished(rules, tables, node, lo, depth + 1)
                 token = np.int64(tables.sids_NL[lo, depth])
         after.node_QB[query, rank], after.lo_QB[query, rank], after.hi_QB[query, rank] = node, lo, hi
-        after.score_QB[query, rank] = best.primary[rank]
+        after.score_QB[query, rank], after.geometry_QB[query, rank] = best.primary[rank], best.secondary[rank]
         after.column_QB[query, rank] = FINISHED if finished else columns
         if not finished:
             order.parent_QB[query, columns] = beams.column_QB[query, origin]

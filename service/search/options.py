@@ -77,8 +77,8 @@ class Hit:
         id: its id.
         score: what it was ranked by.
         cosine: query · document.
-        log_probability: the score of the beam that led to it: log P(SID | query), or under `geometric` the cosine to
-            the node; NaN for a document that no beam led to, only the Hamming scan.
+        beam_score: the score of the beam that led to it (`service.search.walk.Beams`); NaN for a document that no beam
+            led to, only the Hamming scan.
         sid: its semantic ID, one code per level.
     """
 
@@ -86,7 +86,7 @@ class Hit:
     id: str
     score: float
     cosine: float
-    log_probability: float
+    beam_score: float
     sid: tuple[int, ...]
 
 

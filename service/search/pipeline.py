@@ -178,7 +178,7 @@ class Pipeline:
                     id=document.id,
                     score=float(ranked.score_QK[row]),
                     cosine=float(ranked.cosine_QK[row]),
-                    log_probability=math.nan if beams is None or beam < 0 else float(beams.score_QB[query, beam]),
+                    beam_score=math.nan if beams is None or beam < 0 else float(beams.score_QB[query, beam]),
                     sid=self._codes(position),
                 )
             )
@@ -248,11 +248,10 @@ def tables_of(bundle: Bundle) -> WalkTables:
     return WalkTables(
         trie=bundle.trie,
         vectors=bundle.vectors,
-        centroids=bundle.centroids,
-        trie_centroid=bundle.trie_centroid,
+        regions=bundle.regions,
         level_offsets=manifest.level_offsets,
         tokens_TE=bundle.model.tokens_TE,
         token_scale_T=spread(manifest.token_scale),
         guided_scale_T=spread(manifest.guided_scale),
-        guided_weight_T=spread(manifest.guided_weight),
+        guided_weight=manifest.guided_weight,
     )

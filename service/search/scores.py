@@ -1,7 +1,7 @@
-"""Numba kernels that score the children of one node: products with tokens and centroids, and their normalisers.
+"""Numba kernels that score the children of one node: products with tokens, reaches of regions, and their normalisers.
 
-Legend: K tokens of a level, T tokens, M nodes, C centroids, N documents, W words, D vector dimensions, E token
-dimensions. Scores are written to the front of a scratch array, child `first + i` at place i.
+Legend: K tokens of a level, T tokens, M nodes, C regions, R their rows, N documents, W words, D vector dimensions, E
+token dimensions. Scores are written to the front of a scratch array, child `first + i` at place i.
 
 They take plain arrays and index rows in place: reading an array out of a named tuple, or taking a row as a view, costs
 an atomic reference count, and a few of those cost more than a product of 384 numbers (measured: 15 times slower).
@@ -52,23 +52,48 @@ def multiply_rows(
                 out_XK[x0, t - lo], out_XK[x1, t - lo] = a, b
 
 
-@njit(cache=True, nogil=True, fastmath=True)
-def mean_cosine(
-    vectors_ND: NDArray[np.float32], lo: int, hi: int, vector_D: NDArray[np.float32], sum_D: NDArray[np.float32]
-) -> Scalar:
-    """Return the product of a query and the normalised mean of documents `[lo, hi)`."""
-    if hi - lo == 1:
-        return dot_row(vectors_ND, lo, vector_D)
-    for d in range(len(sum_D)):
-        sum_D[d] = vectors_ND[lo, d]
+@njit(cache=True, nogil=True)
+def best_cosine(vectors_ND: NDArray[np.float32], lo: int, hi: int, vector_D: NDArray[np.float32]) -> Scalar:
+    """Return the largest product of a query with documents `[lo, hi)`."""
+    best = dot_row(vectors_ND, lo, vector_D)
     for document in range(lo + 1, hi):
-        for d in range(len(sum_D)):
-            sum_D[d] += vectors_ND[document, d]
-    square, product = np.float32(0), np.float32(0)
-    for d in range(len(sum_D)):
-        square += sum_D[d] * sum_D[d]
-        product += sum_D[d] * vector_D[d]
-    return product / np.sqrt(square) if square > 0 else np.float32(0)
+        best = max(best, dot_row(vectors_ND, document, vector_D))
+    return best
+
+
+@njit(cache=True, nogil=True)
+def node_reach(
+    node: int, lo: int, hi: int, region_M: NDArray[np.int32], start_C: NDArray[np.int64], rest_C: NDArray[np.float32],
+    rows_RD: NDArray[np.float32], vectors_ND: NDArray[np.float32], vector_D: NDArray[np.float32],
+) -> Scalar:  # fmt: skip
+    """Return how near the best document under a node is: by its region, or by the documents of a handful."""
+    region = np.int64(region_M[node])
+    if region < 0:
+        return best_cosine(vectors_ND, lo, hi, vector_D)
+    first, variance = start_C[region], rest_C[region]
+    for row in range(first + 1, start_C[region + 1]):
+        product = dot_row(rows_RD, row, vector_D)
+        variance += product * product
+    return dot_row(rows_RD, first, vector_D) + np.sqrt(variance)
+
+
+@njit(cache=True, nogil=True)
+def fold_reaches(
+    products_QX: NDArray[np.float32], start_R: NDArray[np.int64], rest_R: NDArray[np.float32],
+    reach_QR: NDArray[np.float32],
+) -> None:  # fmt: skip
+    """Fill the reaches of the root's children from the products with their rows; a rest below 0: rows are documents."""
+    for query in range(len(products_QX)):
+        for child in range(len(rest_R)):
+            best = products_QX[query, start_R[child]]
+            variance = rest_R[child]
+            for x in range(start_R[child] + 1, start_R[child + 1]):
+                product = products_QX[query, x]
+                if rest_R[child] < 0:
+                    best = max(best, product)
+                else:
+                    variance += product * product
+            reach_QR[query, child] = best if rest_R[child] < 0 else best + np.sqrt(variance)
 
 
 @njit(cache=True, nogil=True)
@@ -92,24 +117,18 @@ def mark_eligible(
 
 
 @njit(cache=True, nogil=True)
-def fill_cosines(
-    cosines: NDArray[np.float64], allowed: NDArray[np.bool_], every: bool, lo_M: NDArray[np.uint32], first: int,
-    last: int, hi: int, centroid_M: NDArray[np.int32], centroids_CD: NDArray[np.float32],
-    vectors_ND: NDArray[np.float32], vector_D: NDArray[np.float32], sum_D: NDArray[np.float32],
+def fill_reaches(
+    reaches: NDArray[np.float64], allowed: NDArray[np.bool_], every: bool, lo_M: NDArray[np.uint32], first: int,
+    last: int, hi: int, region_M: NDArray[np.int32], start_C: NDArray[np.int64], rest_C: NDArray[np.float32],
+    rows_RD: NDArray[np.float32], vectors_ND: NDArray[np.float32], vector_D: NDArray[np.float32],
 ) -> None:  # fmt: skip
-    """Fill the query's cosines to the children, to all of them or to those allowed.
-
-    A centroid is stored, or made from a handful of documents.
-    """
+    """Fill the reaches of the children, of all of them or of those allowed."""
     for child in range(first, last):
-        if not (every or allowed[child - first]):
-            continue
-        row = np.int64(centroid_M[child])
-        if row >= 0:
-            cosines[child - first] = dot_row(centroids_CD, row, vector_D)
-        else:
+        if every or allowed[child - first]:
             lo, end = np.int64(lo_M[child]), child_end(lo_M, child, last, hi)
-            cosines[child - first] = mean_cosine(vectors_ND, lo, end, vector_D, sum_D)
+            reaches[child - first] = node_reach(
+                child, lo, end, region_M, start_C, rest_C, rows_RD, vectors_ND, vector_D
+            )
 
 
 @njit(cache=True, nogil=True)
@@ -126,16 +145,6 @@ def fill_logits(
 
 
 @njit(cache=True, nogil=True)
-def add_cosines(
-    logits: NDArray[np.float64], cosines: NDArray[np.float64], token_M: NDArray[Any], first: int, last: int,
-    weight_T: NDArray[np.float32],
-) -> None:  # fmt: skip
-    """Add the weighted cosines of the children to their logits (guided scoring)."""
-    for child in range(first, last):
-        logits[child - first] += np.float64(weight_T[token_M[child]]) * cosines[child - first]
-
-
-@njit(cache=True, nogil=True)
 def log_sum_exp(logits: NDArray[np.float64], count: int) -> Scalar:
     """Return the logarithm of the sum of exponentials of the first `count` logits."""
     largest = logits[0]
@@ -145,6 +154,23 @@ def log_sum_exp(logits: NDArray[np.float64], count: int) -> Scalar:
     for i in range(count):
         total += np.exp(logits[i] - largest)
     return largest + np.log(total)
+
+
+@njit(cache=True, nogil=True)
+def add_geometry(logits: NDArray[np.float64], geometry: NDArray[np.float64], weight: float, count: int) -> None:
+    """Turn the decoder's logits into guided scores above the node's own, and reaches into weighted ones.
+
+    What the decoder says counts against what geometry expects: logit - log sum p exp(logit), p the softmax of the
+    weighted reaches alone. A decoder that says the same of all children changes nothing.
+    """
+    for i in range(count):
+        geometry[i] *= weight
+    expected = -log_sum_exp(geometry, count)
+    for i in range(count):
+        logits[i] += geometry[i]
+    expected += log_sum_exp(logits, count)
+    for i in range(count):
+        logits[i] -= expected
 
 
 @njit(cache=True, nogil=True)

@@ -1,7 +1,7 @@
 """What a walk reads: the bundle's arrays, checked once when it is loaded.
 
-Legend: N documents, L levels, T tokens, M nodes, C centroids, R children of the root, D vector dimensions, E token
-dimensions.
+Legend: N documents, L levels, T tokens, M nodes, R children of the root, X rows of their regions, D vector dimensions,
+E token dimensions.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from service.index.regions import Regions
 from service.index.trie import Trie, padding_of
 from service.search.filters import DocumentFilter
 from service.search.walk_state import GENERATIVE, GEOMETRIC, GUIDED, Rules, Tables
@@ -32,33 +33,33 @@ class WalkTables:
     Attributes:
         trie: the semantic IDs.
         vectors: (N, D) float32 unit vectors of the documents, in the trie's order.
-        centroids: (C, D) float32 unit centroids.
-        trie_centroid: (M,) int32, each node's row of `centroids`, -1 for nodes with a handful of documents.
+        regions: where the documents under the larger nodes lie.
         level_offsets: (L + 1,) the first token of every level, then T.
         tokens_TE: (T + 1, E) float32, token embeddings, the start vector last; empty for a model without decoder.
         token_scale_T: (T,) float32, what turns hidden · token into a logit; empty without `generative`.
-        guided_scale_T, guided_weight_T: (T,) float32, the same for `guided`, and the weight of the cosine; empty
-            without.
+        guided_scale_T: (T,) float32, the same for `guided`; empty without.
+        guided_weight: of a node's reach beside the logits (`guided`).
     """
 
     trie: Trie
     vectors: NDArray[np.float32]
-    centroids: NDArray[np.float32]
-    trie_centroid: NDArray[np.int32]
+    regions: Regions
     level_offsets: tuple[int, ...]
     tokens_TE: NDArray[np.float32] = field(default_factory=lambda: _NO_TOKENS)
     token_scale_T: NDArray[np.float32] = field(default_factory=lambda: _NO_SCALE)
     guided_scale_T: NDArray[np.float32] = field(default_factory=lambda: _NO_SCALE)
-    guided_weight_T: NDArray[np.float32] = field(default_factory=lambda: _NO_SCALE)
+    guided_weight: float = 0.0
 
     def __post_init__(self) -> None:
         tokens, nodes = self.level_offsets[-1], self.trie.nodes
         self._check("vectors", self.vectors, np.float32, (self.trie.documents, None))
-        self._check("centroids", self.centroids, np.float32, (None, self.vectors.shape[1]))
-        self._check("trie_centroid", self.trie_centroid, np.int32, (nodes,))
+        regions = self.regions
+        self._check("regions", regions.rows_RD, np.float32, (None, self.vectors.shape[1]))
+        self._check("region_start", regions.start_C, np.int64, (regions.count + 1,))
+        self._check("trie_region", regions.region_M, np.int32, (nodes,))
         if self.tokens_TE.size:
             self._check("tokens_TE", self.tokens_TE, np.float32, (tokens + 1, None))
-        for name in ("token_scale_T", "guided_scale_T", "guided_weight_T"):
+        for name in ("token_scale_T", "guided_scale_T"):
             if getattr(self, name).size:
                 self._check(name, getattr(self, name), np.float32, (tokens,))
         if len(self.level_offsets) != self.trie.sids_NL.shape[1] + 1:
@@ -73,31 +74,39 @@ class WalkTables:
         offered: list[Scoring] = ["geometric"]
         if self.tokens_TE.size and self.token_scale_T.size:
             offered.append("generative")
-        if self.tokens_TE.size and self.guided_scale_T.size and self.guided_weight_T.size:
+        if self.tokens_TE.size and self.guided_scale_T.size:
             offered.append("guided")
         return tuple(offered)
 
     @cached_property
-    def root_RD(self) -> NDArray[np.float32]:  # noqa: N802 - shape suffix
-        """The unit centroids of the root's children, (R, D): every query meets them in one matrix product."""
-        first, last = int(self.trie.child_M[0]), int(self.trie.child_M[1])
-        bounds = [*(int(lo) for lo in self.trie.lo_M[first:last]), self.trie.documents]
-        rows = [self._centroid(node, bounds[node - first], bounds[node - first + 1]) for node in range(first, last)]
-        return np.array(rows, np.float32).reshape(-1, self.vectors.shape[1])
+    def root(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+        """What every query meets in one matrix product: the rows (X, D) of the root's children, first to last.
 
-    @cached_property
-    def root_D(self) -> NDArray[np.float32]:  # noqa: N802 - shape suffix
-        """The unit centroid of all documents, (D,)."""
-        return self._centroid(0, 0, self.trie.documents)
+        Then start (R + 1,), each child's first row, and rest (R,): -1 where the rows are a handful of documents.
+        """
+        regions, first, last = self.regions, int(self.trie.child_M[0]), int(self.trie.child_M[1])
+        bounds = [*(int(lo) for lo in self.trie.lo_M[first:last]), self.trie.documents]
+        rows: list[NDArray[np.float32]] = [np.zeros((0, self.vectors.shape[1]), np.float32)]
+        rest = []
+        for child, region in enumerate(regions.region_M[first:last]):
+            own = region >= 0
+            rows.append(
+                regions.rows_RD[regions.start_C[region] : regions.start_C[region + 1]]
+                if own
+                else self.vectors[bounds[child] : bounds[child + 1]]
+            )
+            rest.append(float(regions.rest_C[region]) if own else -1.0)
+        start = np.cumsum([0, *(len(part) for part in rows[1:])]).astype(np.int64)
+        return np.concatenate(rows), start, np.array(rest, np.float32)
 
     def kernel_rules(self, scoring: Scoring, normalisation: Normalisation) -> Rules:
         """Return the constants of a walk.
 
-        `guided` is normalised over children always: a token without a node has no centroid, so no logit.
+        `guided` is normalised over children always: a token without a node has no region, so no logit.
         """
         full = scoring == "generative" and normalisation == "full"
         padding = padding_of(self.trie.sids_NL.dtype)
-        return Rules(SCORINGS[scoring], full, padding, self.level_offsets[-1])
+        return Rules(SCORINGS[scoring], full, padding, self.level_offsets[-1], self.guided_weight)
 
     def kernel_tables(self, scoring: Scoring, eligible: DocumentFilter | None) -> Tables:
         """Return the read-only arrays of a walk."""
@@ -118,23 +127,16 @@ class WalkTables:
                 sids_NL=frozen(trie.sids_NL),
                 tokens_TE=frozen(self.tokens_TE),
                 scale_T=frozen(scales[scoring]),
-                weight_T=frozen(self.guided_weight_T),
-                centroids_CD=frozen(self.centroids),
-                centroid_M=frozen(self.trie_centroid),
+                region_M=frozen(self.regions.region_M),
+                start_C=frozen(self.regions.start_C),
+                rest_C=frozen(self.regions.rest_C),
+                rows_RD=frozen(self.regions.rows_RD),
                 vectors_ND=frozen(self.vectors),
                 words_W=frozen(np.zeros(0, np.uint64)),
                 ranks_W=frozen(np.zeros(0, np.uint32)),
             )
             for scoring in scales
         }
-
-    def _centroid(self, node: int, lo: int, hi: int) -> NDArray[np.float32]:
-        row = int(self.trie_centroid[node])
-        if row >= 0:
-            return np.asarray(self.centroids[row])
-        sum_D = self.vectors[lo:hi].sum(axis=0, dtype=np.float64)
-        length = float(np.linalg.norm(sum_D))
-        return np.asarray(sum_D / length if length > 0 else sum_D, np.float32)
 
     @staticmethod
     def _check(name: str, array: NDArray[Any], dtype: type[np.generic], shape: tuple[int | None, ...]) -> None:

@@ -1,7 +1,7 @@
 """The walk: from the root of the trie to the best semantic IDs, one level a step, for all queries of a batch.
 
 Legend: Q queries, B beams, U columns of a decoder call, L levels, K tokens of a level, D vector dimensions, E token
-dimensions, T tokens.
+dimensions, T tokens, R children of the root, X rows of their regions.
 
 A step asks the decoder for the unfinished beams only (packed to the left: beam b of a query is column `column_QB[b]`),
 scores their children and keeps the best B of children, finished beams and ends. It stops when nothing is unfinished.
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from service.search.candidates import advance
 from service.search.filters import DocumentFilter
-from service.search.scores import multiply_rows
+from service.search.scores import fold_reaches, multiply_rows, node_reach
 from service.search.selection import new_best
-from service.search.tables import SCORINGS, Normalisation, Scoring, WalkTables, frozen
-from service.search.walk_state import FINISHED, Frontier, Order, Rules, Scores, Scratch, Tables
+from service.search.tables import Normalisation, Scoring, WalkTables, frozen
+from service.search.walk_state import FINISHED, GENERATIVE, GUIDED, Frontier, Order, Rules, Scores, Scratch, Tables
 
 MAX_BEAM_WIDTH = 1000
 
@@ -45,12 +45,12 @@ class Beams:
     Attributes:
         node_QB: (Q, B) int64 trie nodes.
         lo_QB, hi_QB: (Q, B) int64, each beam's documents `[lo, hi)`: all hold one SID.
-        score_QB: (Q, B) float64, log P(SID | query), or the cosine to the node (geometric).
+        score_QB: (Q, B) float64, log P(SID | query), the reach of the node (geometric), or both (guided).
         size_Q: (Q,) int64, how many of the B columns are in use; the rest is undefined.
         steps_Q: (Q,) int64, levels that each query was walked; the decoder ran once for each, unless geometric.
         steps: decoder steps that were run for the batch.
         levels_QBL: (Q, B, L) float64 when explained: what each level added to the log-probability (geometric: the
-            cosine at that level), NaN behind a beam's last step; else None.
+            reach at that level), NaN behind a beam's last step; else None.
     """
 
     node_QB: NDArray[np.int64]
@@ -77,7 +77,7 @@ def walk(
 
     Args:
         tables: what to walk.
-        scoring: `generative` (decoder), `geometric` (cosine to centroids) or `guided` (both).
+        scoring: `generative` (decoder), `geometric` (reach of the nodes' regions) or `guided` (both).
         normalisation: `constrained` (softmax over a node's children) or `full` (over the level's vocabulary;
             `generative` only).
         beam_width: B, 1 to 1,000.
@@ -97,10 +97,10 @@ def walk(
     queries, levels = len(vectors_QD), len(tables.level_offsets) - 1
     vectors_QD = np.ascontiguousarray(vectors_QD)
     scratch = _scratch(tables, beam_width)
-    root_QR = _products(vectors_QD, tables.root_RD, 0, len(tables.root_RD) if scoring != "generative" else 0)
+    root_QR = _root_reaches(tables, vectors_QD) if scoring != "generative" else np.zeros((queries, 0), np.float32)
     beams, after = (_frontier(queries, beam_width, levels if explain else 0) for _ in range(2))
     order = _order(queries, beam_width)
-    columns = _start(tables, rules, vectors_QD, beams, order, eligible)
+    columns = _start(tables, rules, arrays, vectors_QD, beams, order, eligible)
     depth = 0
     while columns:
         hidden_QUE, dense_QUK = _decode(arrays, tables.level_offsets, rules, order, columns, depth, step)
@@ -146,6 +146,15 @@ def _decode(
     return hidden_QUE, products.reshape(queries, columns, hi - lo)
 
 
+def _root_reaches(tables: WalkTables, vectors_QD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the reaches (Q, R) of the root's children: one product with all their rows, then folded."""
+    rows_XD, start_R, rest_R = tables.root
+    products_QX = _products(vectors_QD, rows_XD, 0, len(rows_XD))
+    reach_QR = np.empty((len(vectors_QD), len(rest_R)), np.float32)
+    fold_reaches(products_QX, start_R, rest_R, reach_QR)
+    return reach_QR
+
+
 def _products(left_XE: NDArray[np.float32], right_TE: NDArray[np.float32], lo: int, hi: int) -> NDArray[np.float32]:
     """Return the products of all left rows with right rows `[lo, hi)`, (X, hi - lo)."""
     products_XK = np.empty((len(left_XE), hi - lo), np.float32)
@@ -156,6 +165,7 @@ def _products(left_XE: NDArray[np.float32], right_TE: NDArray[np.float32], lo: i
 def _start(
     tables: WalkTables,
     rules: Rules,
+    arrays: Tables,
     vectors_QD: NDArray[np.float32],
     beams: Frontier,
     order: Order,
@@ -166,9 +176,14 @@ def _start(
     finished = int(tables.trie.child_M[1]) == 1 and not rules.full  # all documents share one SID
     possible = eligible is None or eligible.count(0, documents) > 0
     beams.node_QB[:, 0], beams.lo_QB[:, 0], beams.hi_QB[:, 0] = 0, 0, documents
-    if rules.scoring == SCORINGS["geometric"]:
-        beams.score_QB[:, 0] = _products(vectors_QD, tables.root_D[None], 0, 1)[:, 0]
     beams.column_QB[:, 0] = FINISHED if finished else 0
+    if finished and rules.scoring != GENERATIVE:
+        for query, vector_D in enumerate(vectors_QD):
+            reach = node_reach(
+                0, 0, documents, arrays.region_M, arrays.start_C, arrays.rest_C, arrays.rows_RD, arrays.vectors_ND,
+                vector_D,
+            )  # fmt: skip
+            beams.score_QB[query, 0] = reach * (rules.weight if rules.scoring == GUIDED else 1.0)
     beams.size_Q[:] = possible
     order.token_QB[:, 0] = rules.start
     order.steps_Q[:] = possible and not finished
@@ -191,6 +206,7 @@ def _frontier(queries: int, beam_width: int, levels: int) -> Frontier:
         lo_QB=np.zeros(shape, np.int64),
         hi_QB=np.zeros(shape, np.int64),
         score_QB=np.zeros(shape),
+        geometry_QB=np.zeros(shape),
         column_QB=np.full(shape, FINISHED, np.int64),
         size_Q=np.zeros(queries, np.int64),
         levels_QBL=np.full((*shape, levels), np.nan),
@@ -202,9 +218,8 @@ def _scratch(tables: WalkTables, beam_width: int) -> Scratch:
     widest = max(1, tables.level_offsets[-1])
     return Scratch(
         logits=np.empty(widest),
-        cosines=np.empty(widest),
+        reaches=np.empty(widest),
         allowed=np.empty(widest, np.bool_),
-        sum_D=np.empty(tables.vectors.shape[1], np.float32),
         best=new_best(beam_width),
     )
 

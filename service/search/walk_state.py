@@ -1,7 +1,7 @@
 """What the kernels of the walk pass each other: named tuples of arrays, so that numba sees plain arrays.
 
 Legend: Q queries, B beams, U columns of a decoder call (unfinished beams), N documents, L levels, K tokens of a level,
-T tokens, M nodes, C centroids, W words, D vector dimensions, E token dimensions, R children of the root.
+T tokens, M nodes, C regions, R their rows, W words, D vector dimensions, E token dimensions, R children of the root.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ class Rules(NamedTuple):
         full: normalise over the level's vocabulary, and walk every SID to its last token.
         padding: the value that pads rows of `sids_NL`.
         start: row of the start vector in `tokens_TE`.
+        weight: of geometry beside the decoder's logits (GUIDED).
     """
 
     scoring: int
     full: bool
     padding: int
     start: int
+    weight: float
 
 
 class Tables(NamedTuple):
@@ -44,9 +46,10 @@ class Tables(NamedTuple):
     sids_NL: NDArray[Any]
     tokens_TE: NDArray[np.float32]
     scale_T: NDArray[np.float32]
-    weight_T: NDArray[np.float32]
-    centroids_CD: NDArray[np.float32]
-    centroid_M: NDArray[np.int32]
+    region_M: NDArray[np.int32]
+    start_C: NDArray[np.int64]
+    rest_C: NDArray[np.float32]
+    rows_RD: NDArray[np.float32]
     vectors_ND: NDArray[np.float32]
     words_W: NDArray[np.uint64]
     ranks_W: NDArray[np.uint32]
@@ -57,10 +60,11 @@ class Frontier(NamedTuple):
 
     Attributes:
         node_QB, lo_QB, hi_QB: int64, the trie node and its documents (an end: only those that end there).
-        score_QB: float64, summed log-probability, or cosine to the node (geometric).
+        score_QB: float64, summed log-probability, reach of the node (geometric), or both (guided).
+        geometry_QB: float64, the part of the score that is the node's weighted reach (guided), else 0.
         column_QB: int64, the beam's column in the next decoder call, or FINISHED.
         size_Q: int64, beams in use.
-        levels_QBL: float64, what each level added (geometric: the node's cosine), NaN where nothing was walked;
+        levels_QBL: float64, what each level added (geometric: the node's reach), NaN where nothing was walked;
             (Q, B, 0) unless asked for.
     """
 
@@ -68,6 +72,7 @@ class Frontier(NamedTuple):
     lo_QB: NDArray[np.int64]
     hi_QB: NDArray[np.int64]
     score_QB: NDArray[np.float64]
+    geometry_QB: NDArray[np.float64]
     column_QB: NDArray[np.int64]
     size_Q: NDArray[np.int64]
     levels_QBL: NDArray[np.float64]
@@ -81,7 +86,7 @@ class Scores(NamedTuple):
         hidden_QUE: float32, the decoder's states of the unfinished beams.
         dense_QUK: float32, their products with every token of the level, or (Q, U, 0): then made as needed.
         level_lo: the level's first token.
-        root_QR: float32, products of queries and the root's children; used at depth 0.
+        root_QR: float32, reaches of the root's children; used at depth 0, empty for GENERATIVE.
     """
 
     vectors_QD: NDArray[np.float32]
@@ -95,16 +100,14 @@ class Scratch(NamedTuple):
     """Working memory of a walk.
 
     Attributes:
-        logits, cosines: (T,) float64, of one node's children.
+        logits, reaches: (T,) float64, of one node's children.
         allowed: (T,) bool, whether they hold an eligible document.
-        sum_D: (D,) float32.
         best: the selection.
     """
 
     logits: NDArray[np.float64]
-    cosines: NDArray[np.float64]
+    reaches: NDArray[np.float64]
     allowed: NDArray[np.bool_]
-    sum_D: NDArray[np.float32]
     best: Best
 
 

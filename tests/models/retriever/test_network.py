@@ -173,4 +173,4 @@ def test_a_width_that_heads_do_not_divide_is_refused() -> None:
 def test_levels_of_tokens(encoder: Encoder, decoder: Decoder) -> None:
     retriever = Retriever(encoder, decoder, (3, 2), (20.0, 3.0, 40.0))
     assert retriever.level_of_token.tolist() == [0, 0, 0, 1, 1]
-    torch.testing.assert_close(retriever.log_weight.exp(), torch.full((2,), 40.0))
+    torch.testing.assert_close(retriever.log_weight.exp(), torch.tensor(40.0))

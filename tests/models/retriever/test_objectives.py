@@ -12,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from models.retriever.objectives import CodeTree, Scales, build_tree, contrast, step_losses, unguided_loss
+from models.retriever.objectives import Scales, contrast, step_losses, unguided_loss
+from models.retriever.tree import CodeTree, build_tree, measure, reaches
+from service.index.regions import HANDFUL, OPTIMISM
+from service.search.scores import node_reach
 
 SIZES = (4, 3, 3)
 OFFSETS = (0, 4, 7)
@@ -42,47 +45,76 @@ def plain_loss(sids: np.ndarray, document: int, level: int, logit: dict[int, flo
     return -math.log(math.exp(logit[int(sids[document, level])]) / total)
 
 
+def plain_reach(vectors: np.ndarray, query: np.ndarray, leaf: bool) -> float:
+    """Mean cosine and scaled deviation of more than a handful of documents; of a handful or a leaf the best cosine."""
+    n, cosines = len(vectors), vectors.astype(np.float64) @ query
+    if n <= HANDFUL or leaf:
+        return float(cosines.max())
+    _, lengths, directions = np.linalg.svd(vectors.astype(np.float64) - vectors.mean(0), full_matrices=False)
+    axes = n // HANDFUL
+    variances = lengths**2 / n
+    variance = variances[:axes] @ (directions[:axes] @ query) ** 2 + variances[axes:].sum() / (6 - axes)
+    return float(cosines.mean() + OPTIMISM * math.sqrt(2 * math.log(n) * variance))
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), level=st.integers(0, 2))
 def test_csft_is_the_share_among_valid_children(seed: int, level: int) -> None:
-    """Generative and guided losses are those of a dictionary trie with centroids averaged by hand."""
+    """Generative and guided losses are those of a dictionary trie with reaches restated."""
     tree, sids, vectors = some_tree(seed)
     rng = np.random.default_rng(seed)
     documents = rng.integers(0, len(sids), 5)
     cosine = rng.uniform(-1, 1, (5, TOKENS))
     query = rng.normal(size=(5, 6))
     query /= np.linalg.norm(query, axis=1, keepdims=True)
-    scales = Scales(*(torch.tensor(rng.uniform(1, 5, TOKENS)) for _ in range(3)))
-    got = step_losses(
-        tree, level, torch.tensor(documents), torch.tensor(cosine), torch.tensor(query).float(), scales, smoothing=0.0
-    )
+    scales = Scales(*(torch.tensor(rng.uniform(1, 5, size)) for size in (TOKENS, TOKENS, ())))
+    near = measure(tree, torch.tensor(query).float())
+    got = step_losses(tree, level, torch.tensor(documents), torch.tensor(cosine), near, scales, smoothing=0.0)
     wanted = [0.0, 0.0]
     for row, document in enumerate(documents):
         alone, both = {}, {}
         for token in range(TOKENS):
             members = under(sids, (*sids[document, :level].tolist(), token))
-            centroid = vectors[members].sum(0) if members else np.zeros(6)
-            near = query[row] @ (centroid / max(np.linalg.norm(centroid), 1e-12))
+            leaf = len({tuple(sids[member]) for member in members}) == 1
+            reach = plain_reach(vectors[members], query[row], leaf) if members else 0.0
             alone[token] = float(scales.alone[token]) * cosine[row, token]
-            both[token] = float(scales.beside[token]) * cosine[row, token] + float(scales.weight[token]) * near
+            both[token] = float(scales.beside[token]) * cosine[row, token] + float(scales.weight) * reach
         wanted[0] += plain_loss(sids, document, level, alone)
         wanted[1] += plain_loss(sids, document, level, both)
     assert [float(x) for x in got] == pytest.approx(wanted, rel=1e-4, abs=1e-4)
 
 
-def test_tree_holds_every_prefix_once() -> None:
+def test_paths_lead_through_the_children_of_every_prefix_that_several_sids_share() -> None:
     tree, sids, _ = some_tree(3)
-    prefixes = {tuple(sid[:length]) for sid in sids for length in range(1, 4)}
-    assert len(tree.token) == len(prefixes) + 1
-    children = defaultdict(set)
+    children, holders = defaultdict(set), defaultdict(set)
     for sid in sids:
-        for length in range(3):
-            children[tuple(sid[:length])].add(int(sid[length]))
+        for length in range(4):
+            holders[tuple(sid[:length])].add(tuple(sid))
+            children[tuple(sid[:length])] |= {int(sid[length])} if length < 3 else set()
     for document, sid in enumerate(sids):
         for level in range(3):
-            node = int(tree.path[document, level])
+            node, alone = int(tree.path[document, level]), len(holders[tuple(sid[:level])]) == 1
+            assert (int(tree.path[document, level + 1]) == -1) == alone, "what is certain is no step"
+            if alone:
+                break
             block = tree.token[int(tree.child_start[node]) : int(tree.child_start[node + 1])]
             assert set(block.tolist()) == children[tuple(sid[:level])]
+
+
+def test_reaches_are_those_of_the_service() -> None:
+    tree, _, vectors = some_tree(11)
+    query = vectors[:3] + 0.1
+    query /= np.linalg.norm(query, axis=1, keepdims=True)
+    nodes = torch.arange(1, tree.trie.nodes).expand(3, -1)
+    got = reaches(tree, nodes, measure(tree, torch.tensor(query)))
+    regions = tree.regions
+    for row, vector in enumerate(query):
+        for place, node in enumerate(range(1, tree.trie.nodes)):
+            wanted = node_reach(
+                node, int(tree.lo[node]), int(tree.end[node]), regions.region_M, regions.start_C, regions.rest_C,
+                regions.rows_RD, tree.vectors.numpy(), vector,
+            )  # fmt: skip
+            assert float(got[row, place]) == pytest.approx(wanted, abs=1e-5)
 
 
 def test_variable_lengths_end_early() -> None:
@@ -91,9 +123,9 @@ def test_variable_lengths_end_early() -> None:
     vectors = np.eye(4, dtype=np.float32)
     tree = build_tree(sids, vectors, TOKENS, "cpu")
     assert tree.path[1].tolist()[-1] == -1
-    scales = Scales(*(torch.ones(TOKENS) for _ in range(3)))
-    zero = step_losses(tree, 2, torch.tensor([1]), torch.rand(1, TOKENS), torch.rand(1, 4), scales, 0.0)
-    some = step_losses(tree, 2, torch.tensor([0]), torch.rand(1, TOKENS), torch.rand(1, 4), scales, 0.0)
+    scales = Scales(torch.ones(TOKENS), torch.ones(TOKENS), torch.ones(()))
+    zero = step_losses(tree, 2, torch.tensor([1]), torch.rand(1, TOKENS), measure(tree, torch.rand(1, 4)), scales, 0.0)
+    some = step_losses(tree, 2, torch.tensor([0]), torch.rand(1, TOKENS), measure(tree, torch.rand(1, 4)), scales, 0.0)
     assert [float(x) for x in zero] == [0.0, 0.0]
     assert min(float(x) for x in some) > 0.1
 
@@ -107,9 +139,9 @@ def test_a_tree_may_be_shallower_than_its_levels() -> None:
 def test_smoothing_gives_a_share_to_near_children() -> None:
     """Smoothed loss at the root restated: 0.9 of the hard loss, 0.1 spread by exp(20 cosine of centroids)."""
     tree, sids, vectors = some_tree(8)
-    scales = Scales(*(torch.full((TOKENS,), 2.0) for _ in range(3)))
+    scales = Scales(torch.full((TOKENS,), 2.0), torch.full((TOKENS,), 2.0), torch.tensor(2.0))
     cosine = torch.rand(1, TOKENS, generator=torch.Generator().manual_seed(2))
-    got, _ = step_losses(tree, 0, torch.tensor([4]), cosine, torch.zeros(1, 6), scales, 0.1)
+    got, _ = step_losses(tree, 0, torch.tensor([4]), cosine, measure(tree, torch.zeros(1, 6)), scales, 0.1)
     tokens = sorted({int(token) for token in sids[:, 0]})
     sums = {token: vectors[under(sids, (token,))].sum(0) for token in tokens}
     centroid = {token: total / np.linalg.norm(total) for token, total in sums.items()}
@@ -127,7 +159,7 @@ def test_looser_masks(predecessor: bool) -> None:
     tree, sids, _ = some_tree(21)
     levels = torch.arange(3).repeat_interleave(torch.tensor(SIZES))
     cosine = torch.rand(4, TOKENS, generator=torch.Generator().manual_seed(1))
-    scales = Scales(*(torch.full((TOKENS,), 3.0) for _ in range(3)))
+    scales = Scales(torch.full((TOKENS,), 3.0), torch.full((TOKENS,), 3.0), torch.tensor(3.0))
     documents = [0, 5, 9, 2]
     got = unguided_loss(tree, 1, torch.tensor(documents), cosine, scales, levels, predecessor)
     wanted = 0.0

@@ -55,7 +55,8 @@ class FakeBundle:
             documents=max(1, len(documents)),
             distinct_sids=max(1, len(documents)),
             nodes=2,
-            centroids=0,
+            regions=0,
+            region_rows=0,
             digest="0" * 64,
         )
 
@@ -110,7 +111,7 @@ def make_hit(position: int, document_id: str) -> Hit:
         id=document_id,
         score=-float(position),
         cosine=0.5 / (position + 1),
-        log_probability=-float(position),
+        beam_score=-float(position),
         sid=(position, 1, 2),
     )
 

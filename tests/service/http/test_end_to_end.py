@@ -58,7 +58,7 @@ def test_http_says_what_the_pipeline_says(service: str, pipeline: Pipeline, scor
 
 
 def test_everything_that_can_be_included(service: str) -> None:
-    got = ask(service, query="captain", top_k=3, include=["documents", "codes", "scores"])
+    got = ask(service, query="captain", top_k=3, scoring="generative", include=["documents", "codes", "scores"])
     for result in got["results"]:
         document = DOCUMENTS[result["id"]]
         assert (result["title"], result["text"]) == (document.title, document.text)

@@ -72,7 +72,7 @@ async def test_scoring_left_out_is_the_bundles_default(client: httpx.AsyncClient
 
 
 async def test_include_gives_the_parts_asked_for(client: httpx.AsyncClient) -> None:
-    body = {"query": "x", "top_k": 1, "include": ["documents", "codes", "scores"]}
+    body = {"query": "x", "top_k": 1, "scoring": "generative", "include": ["documents", "codes", "scores"]}
     (result,) = (await client.post("/v1/search", json=body)).json()["results"]
     assert result == {
         "id": "collections.Counter",
@@ -85,8 +85,9 @@ async def test_include_gives_the_parts_asked_for(client: httpx.AsyncClient) -> N
     }
 
 
-async def test_geometric_results_have_no_probability(client: httpx.AsyncClient) -> None:
-    body = {"query": "x", "top_k": 1, "scoring": "geometric", "include": ["scores"]}
+@pytest.mark.parametrize("scoring", ["geometric", "guided"])
+async def test_scores_that_hold_a_cosine_are_no_probability(client: httpx.AsyncClient, scoring: str) -> None:
+    body = {"query": "x", "top_k": 1, "scoring": scoring, "include": ["scores"]}
     (result,) = (await client.post("/v1/search", json=body)).json()["results"]
     assert result["scores"] == {"cosine": 0.5}
 

@@ -132,7 +132,7 @@ def test_one_document_is_a_corpus(tiny_model: Path, tmp_path: Path) -> None:
     build(tiny_model, tmp_path / "bundle", [Document("only", "", "north")])
     with closing(open_bundle(tmp_path / "bundle")) as bundle:
         assert bundle.documents.get(0).id == "only"
-        assert (bundle.manifest.documents, bundle.manifest.centroids) == (1, 0)
+        assert (bundle.manifest.documents, bundle.manifest.regions) == (1, 0)
 
 
 def test_equal_documents_share_a_sid(tiny_model: Path, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def array(name: str, change: Callable[[Any], Any]) -> Spoil:
 
 def test_arrays_are_mapped_read_only_and_agree_with_the_manifest(tiny_bundle: Path) -> None:
     with closing(open_bundle(tiny_bundle)) as bundle:
-        mapped = [bundle.vectors, bundle.centroids, bundle.trie_centroid, bundle.trie.sids_NL]
+        mapped = [bundle.vectors, bundle.regions.rows_RD, bundle.regions.region_M, bundle.trie.sids_NL]
         assert all(isinstance(array, np.memmap) and not array.flags.writeable for array in mapped)
         assert bundle.vectors.shape == (60, 16)
         assert len(bundle.documents) == bundle.trie.documents == bundle.manifest.documents == 60
@@ -77,11 +77,13 @@ BUNDLE_MISTAKES: dict[str, tuple[Spoil, str]] = {
     "levels": (array("sids.npy", lambda s: s[:, :2]), "has 2 levels in sids.npy, the manifest says 3"),
     "nodes": (array("trie_lo.npy", lambda n: n[:-1]), "trie_token.npy is uint16 .56,., expected"),
     "order": (array("trie_child.npy", lambda c: c[::-1].copy()), "do not belong to one trie of 56 nodes"),
-    "centroids": (array("centroids.npy", lambda c: c[:-1]), r"centroids\.npy"),
-    "centroid rows": (array("trie_centroid.npy", lambda c: c + 1), r"trie_centroid\.npy' names centroids 0 to 9 of 9"),
+    "regions": (array("regions.npy", lambda r: r[:-1]), r"regions\.npy"),
+    "region numbers": (array("trie_region.npy", lambda r: r + 9), r"trie_region\.npy' names regions 8 to \d+ of \d"),
+    "region starts": (array("region_start.npy", lambda s: s[::-1].copy()), r"region_start\.npy' does not divide"),
+    "region rests": (array("region_rest.npy", lambda r: r - 1), r"region_rest\.npy' holds numbers below 0"),
     "pickle": (
-        array("centroids.npy", lambda c: np.array([{}], object)),
-        r"centroids\.npy' cannot be opened .*Python objects",
+        array("regions.npy", lambda r: np.array([{}], object)),
+        r"regions\.npy' cannot be opened .*Python objects",
     ),
     "no array": (lambda folder: (folder / "vectors.npy").write_bytes(b"x" * 99), r"vectors\.npy' cannot be opened"),
     "no database": (lambda folder: (folder / "documents.sqlite").write_bytes(b"x" * 99), "not a database"),

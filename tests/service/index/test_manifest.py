@@ -40,7 +40,8 @@ def test_a_manifest_is_frozen() -> None:
         (WHOLE, {"scorings": ["geometric", "geometric"], "default_scoring": "geometric"}, "repeat"),
         (BARE, {"scorings": ["geometric", "guided"]}, "need a decoder, and this model has none"),
         (WHOLE, {"token_scale": [1.0, 2.0]}, "token_scale has 2 values for 3 levels"),
-        (WHOLE, {"guided_weight": []}, "guided_weight has 0 values for 3 levels"),
+        (WHOLE, {"guided_scale": []}, "guided_scale has 0 values for 3 levels"),
+        (WHOLE, {"guided_weight": -1.0}, "greater than or equal to 0"),
         (WHOLE, {"guided_scale": [1.0, 2.0, float("nan")]}, "finite number"),
         (WHOLE, {"level_sizes": [8, 0, 8]}, "level_sizes"),
         (WHOLE, {"precision": "int4"}, "precision"),
@@ -60,7 +61,7 @@ def test_a_model_without_a_decoder_has_neither_decoder_nor_tokens() -> None:
 
 def test_a_bundle_expects_its_index_its_codes_and_its_models_files() -> None:
     bundle = BundleManifest(
-        model=BARE, documents=1, distinct_sids=1, nodes=1, centroids=0, code_levels=("1.5", "hybrid")
+        model=BARE, documents=1, distinct_sids=1, nodes=1, regions=0, region_rows=0, code_levels=("1.5", "hybrid")
     )
     names = bundle.expected_files()
     assert {f"model/{name}" for name in BARE.expected_files()} < names

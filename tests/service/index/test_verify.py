@@ -142,10 +142,10 @@ def rewrite(folder: Path, **changes: Any) -> None:
     (folder / "manifest.json").write_bytes(render_manifest(fields))
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, True, 1.5])
+@pytest.mark.parametrize("version", [0, 3, "1", None, True, 1.5])
 def test_another_schema_version_is_refused_with_both_numbers(model_copy: Path, version: Any) -> None:
     rewrite(model_copy, schema_version=version)
-    with pytest.raises(ArtefactError, match=rf"schema version {version!r}, this program reads 1"):
+    with pytest.raises(ArtefactError, match=rf"schema version {version!r}, this program reads 2"):
         open_model(model_copy)
 
 

@@ -103,9 +103,7 @@ async def test_redis_keeps_what_it_got(redis_cache: RedisCache) -> None:
     assert await redis_cache.get_many(["a", "nothing", "b"]) == [b"\x00\xff", None, b"2"]
 
 
-async def test_two_processes_share_answers(
-    redis_cache: RedisCache, redis_server: RedisServer
-) -> None:
+async def test_two_processes_share_answers(redis_cache: RedisCache, redis_server: RedisServer) -> None:
     await redis_cache.put_many({"shared": b"yes"})
     other = connect(redis_server[0])
     assert await other.get_many(["shared"]) == [b"yes"]
@@ -120,9 +118,7 @@ async def test_redis_answers_expire(redis_server: RedisServer) -> None:
     await cache.close()
 
 
-async def test_foreign_type_under_our_key_is_a_miss(
-    redis_cache: RedisCache, redis_server: RedisServer
-) -> None:
+async def test_foreign_type_under_our_key_is_a_miss(redis_cache: RedisCache, redis_server: RedisServer) -> None:
     client = Redis.from_url(redis_server[0])
     await client.rpush("rhumb:answer:list", "x")  # type: ignore[misc]
     await client.aclose()
@@ -207,9 +203,7 @@ async def test_garbage_on_the_wire_is_a_miss(noise: bytes) -> None:
         await cache.close()
 
 
-async def test_a_failed_cache_recovers(
-    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_failed_cache_recovers(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGSTOP hangs a real server in the middle of its life; after SIGCONT and the rest, answers come again."""
     monkeypatch.setattr(cache_module, "REST_SECONDS", 0.2)
     url, process = redis_server

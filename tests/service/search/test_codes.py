@@ -131,21 +131,21 @@ def test_modes_rank_the_union_of_candidates_by_cosine(
     pipeline: Pipeline, codes: CodeSearch, vectors_QD: np.ndarray, mode: Any, scoring: str, chosen: list[int] | None
 ) -> None:
     eligible = None if chosen is None else DocumentFilter.from_positions(chosen, DOCUMENTS)
-    common: dict[str, Any] = {"top_k": 4, "beam_width": 4, "scoring": scoring, "eligible": eligible}
+    common: dict[str, Any] = {"top_k": 4, "beam_width": 2, "scoring": scoring, "eligible": eligible}
     found = pipeline.search(QUERIES, SearchOptions(**common, mode=mode, level="2"))
     walked = pipeline.search(QUERIES, SearchOptions(**common, ranking="cosine"))
     differs = False
     for query, answer in enumerate(found):
         near = nearest(distances(codes, vectors_QD, "2", 16)[query], 16, chosen or list(range(DOCUMENTS)))
-        beams = {hit.position: hit.log_probability for hit in walked[query].hits} if mode == "hybrid" else {}
+        beams = {hit.position: hit.beam_score for hit in walked[query].hits} if mode == "hybrid" else {}
         cosines_N = cosines(codes, vectors_QD)[query]
         expected = sorted({*near, *beams}, key=lambda position: -cosines_N[position])[:4]
         assert [hit.position for hit in answer.hits] == expected
         for hit in answer.hits:
             assert hit.score == hit.cosine == pytest.approx(cosines_N[hit.position], abs=1e-6)
-            assert math.isnan(hit.log_probability) is (hit.position not in beams)
+            assert math.isnan(hit.beam_score) is (hit.position not in beams)
             if hit.position in beams:
-                assert hit.log_probability == pytest.approx(beams[hit.position], abs=1e-4)
+                assert hit.beam_score == pytest.approx(beams[hit.position], abs=1e-4)
             assert (hit.id, len(hit.sid)) == (pipeline.bundle.documents.get(hit.position).id, 3)
         differs |= [hit.position for hit in walked[query].hits] != expected
         assert (answer.beams, answer.decoder_steps > 0) == (None, mode == "hybrid" and scoring == "guided")
