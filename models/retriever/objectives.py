@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor
 
 from models.retriever.network import Retriever
-from models.retriever.tree import NO_CHILD, CodeTree, Nearness, children, reaches
+from models.retriever.tree import NO_CHILD, CodeTree, Nearness, children, reaches, shares
 
 MASKED = -1e9
 
@@ -43,12 +43,13 @@ def step_losses(
     cosine_BT: Tensor,
     near: Nearness,
     scales: Scales,
-    smoothing: float,
+    distillation: float,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of one level under cSFT: (generative, guided), each summed over the B pairs (HHQ eq. 10).
 
     `cosine_BT` are cosines of the hidden state with every token. Nodes with one child, and documents whose SID has
-    ended, cost nothing. Label smoothing spreads `smoothing` over the children by their geometric closeness.
+    ended, cost nothing. `distillation` is the share of the generative target that the dense retriever gives: the
+    chances of the documents under each child by exact cosine. The guided loss has geometry in its logits already.
     """
     parent, target = tree.path[documents_B, level], tree.path[documents_B, level + 1]
     alive = target != NO_CHILD
@@ -64,8 +65,8 @@ def step_losses(
     label = target - nodes_BC[:, 0]
     alone = scales.alone[tokens_BC] * cosine_BC
     guided = scales.beside[tokens_BC] * cosine_BC + scales.weight * reach_BC
-    soft = _soft_labels(tree, nodes_BC, exists_BC, target, smoothing)
-    return tuple(_cross_entropy(logits, exists_BC, label, soft, smoothing) for logits in (alone, guided))  # type: ignore[return-value]  # two
+    soft_BC = shares(tree, nodes_BC, exists_BC, near.of(alive)) if distillation else None
+    return _cross_entropy(alone, exists_BC, label, soft_BC, distillation), _cross_entropy(guided, exists_BC, label)
 
 
 def unguided_loss(
@@ -95,22 +96,13 @@ def unguided_loss(
     return losses
 
 
-def _soft_labels(
-    tree: CodeTree, nodes_BC: Tensor, exists_BC: Tensor, target_B: Tensor, smoothing: float
-) -> Tensor | None:
-    if not smoothing:
-        return None
-    near = torch.einsum("bcd,bd->bc", tree.centroid[nodes_BC], tree.centroid[target_B])
-    return torch.softmax((20 * near).masked_fill(~exists_BC, MASKED), dim=1)
-
-
 def _cross_entropy(
-    logits_BC: Tensor, exists_BC: Tensor, label_B: Tensor, soft_BC: Tensor | None, smoothing: float
+    logits_BC: Tensor, exists_BC: Tensor, label_B: Tensor, soft_BC: Tensor | None = None, share: float = 0.0
 ) -> Tensor:
     log_p = torch.log_softmax(logits_BC.float().masked_fill(~exists_BC, MASKED), dim=1)
     loss = -log_p.gather(1, label_B[:, None])[:, 0]
     if soft_BC is not None:
-        loss = (1 - smoothing) * loss - smoothing * (soft_BC * log_p.masked_fill(~exists_BC, 0)).sum(1)
+        loss = (1 - share) * loss - share * (soft_BC * log_p.masked_fill(~exists_BC, 0)).sum(1)
     return loss.sum()
 
 

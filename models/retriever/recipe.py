@@ -69,7 +69,7 @@ class ObjectiveTable(Table):
     generative: float = Field(default=1.0, ge=0)
     guided: float = Field(default=1.0, ge=0)
     contrast: float = Field(default=1.0, ge=0)
-    smoothing: float = Field(default=0.1, ge=0, lt=1)
+    distillation: float = Field(default=0.5, ge=0, le=1)
     temperature: float = Field(default=0.05, gt=0)
     scale: float = Field(default=20.0, gt=0)
     guided_scale: float = Field(default=3.0, gt=0)

@@ -142,12 +142,12 @@ def path_losses(work: Work, vector_BD: Tensor, states: Tensor, mask: Tensor, doc
     with torch.autocast(work.device, torch.bfloat16, enabled=work.bf16):
         hidden_BLE = retriever.hidden(states, mask, tree.sids[documents_B], vector_BD)
     tokens_TE, scales = retriever.unit_tokens(), Scales.of(retriever)
-    near = measure(tree, vector_BD)
+    near = measure(tree, vector_BD, work.objective.temperature)
     generative = guided = vector_BD.new_zeros(())
     for level in range(hidden_BLE.shape[1]):
         cosine_BT = hidden_BLE[:, level].float() @ tokens_TE.T
         if work.objective.constraint == "trie":
-            alone, both = step_losses(tree, level, documents_B, cosine_BT, near, scales, work.objective.smoothing)
+            alone, both = step_losses(tree, level, documents_B, cosine_BT, near, scales, work.objective.distillation)
             generative, guided = generative + alone, guided + both
         else:
             predecessor = work.objective.constraint == "predecessor"

@@ -60,14 +60,19 @@ class CodeTree:
 
 @dataclass(frozen=True)
 class Nearness:
-    """A batch of query vectors against the whole corpus: cosines (B, N) in the trie's order, reaches (B, G)."""
+    """A batch of query vectors against the whole corpus.
+
+    `cosine` (B, N) in the trie's order, `reach` (B, G) of the regions, and `mass` (B, N + 1) float64: running sums of
+    exp(cosine / temperature), so that a node's share of the dense retriever's posterior is a difference of two.
+    """
 
     cosine: Tensor
     reach: Tensor
+    mass: Tensor
 
     def of(self, rows: Tensor) -> Nearness:
         """Keep some pairs of the batch."""
-        return Nearness(self.cosine[rows], self.reach[rows])
+        return Nearness(self.cosine[rows], self.reach[rows], self.mass[rows])
 
 
 def build_tree(sids_NL: NDArray[np.int64], vectors_ND: NDArray[np.float32], tokens: int, device: str) -> CodeTree:
@@ -140,12 +145,17 @@ def children(tree: CodeTree, parents_B: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(exists_BC, nodes_BC, start[:, None].clamp_max(len(tree.token) - 1)), exists_BC
 
 
-def measure(tree: CodeTree, vector_BD: Tensor) -> Nearness:
+def measure(tree: CodeTree, vector_BD: Tensor, temperature: float = 0.05) -> Nearness:
     """Meet every document and every region once; what the levels then need is looked up."""
+    cosine_BN = vector_BD @ tree.vectors.T
+    with torch.no_grad():
+        share_BN = torch.softmax(cosine_BN.double() / temperature, dim=1)
+        mass_BN = F.pad(share_BN.cumsum(1), (1, 0))
     products_BX = vector_BD @ tree.rows.T
     variance_BG = tree.rest.expand(len(vector_BD), -1).index_add(1, tree.region_of_row, products_BX**2)
     centre_BG = products_BX[:, tree.centre_row]
-    return Nearness(vector_BD @ tree.vectors.T, centre_BG + (variance_BG - centre_BG**2).clamp_min(1e-12).sqrt())
+    reach_BG = centre_BG + (variance_BG - centre_BG**2).clamp_min(1e-12).sqrt()
+    return Nearness(cosine_BN, reach_BG, mass_BN)
 
 
 def reaches(tree: CodeTree, nodes_BC: Tensor, near: Nearness) -> Tensor:
@@ -159,3 +169,10 @@ def reaches(tree: CodeTree, nodes_BC: Tensor, near: Nearness) -> Tensor:
         return best_BC
     region_BC = tree.region[nodes_BC]
     return torch.where(region_BC >= 0, near.reach.gather(1, region_BC.clamp_min(0)), best_BC)
+
+
+def shares(tree: CodeTree, nodes_BC: Tensor, exists_BC: Tensor, near: Nearness) -> Tensor:
+    """The children's shares (B, C) of what the dense retriever believes, P(document | query) = softmax(cosine / τ)."""
+    mass_BC = near.mass.gather(1, tree.end[nodes_BC]) - near.mass.gather(1, tree.lo[nodes_BC])
+    mass_BC = mass_BC.clamp_min(1e-30).masked_fill(~exists_BC, 0)
+    return (mass_BC / mass_BC.sum(1, keepdim=True)).float()

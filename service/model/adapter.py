@@ -1,7 +1,7 @@
 """The file `adapter.safetensors`: QAMA's adapter and thresholds, bound to the encoder they were trained for.
 
 Shapes: D dimensions, H hidden units of the FFN, P = D/2 pairs, R hidden units of the pair FFN. All tensors float32;
-all Matryoshka prefixes share them.
+all Matryoshka prefixes share them. The file keeps the FFN's two weight matrices, nearly all of its bytes, as float16.
 
 `ffn.weight_1` (H, D), `ffn.bias_1` (H), `ffn.weight_2` (D, H), `ffn.bias_2` (D), `ffn.residual` ()
     The adapter z = residual · x + W2 GELU(W1 x + b1) + b2, GELU by erf; the paper (section 3.3.1) has residual 0.
@@ -34,6 +34,7 @@ from service.model.layout import BITS_PER_VALUE, PlainLevel, code_layout
 
 FloatArray = npt.NDArray[np.float32]
 FORMAT = "rhumbline-adapter-1"
+HALVED = ("ffn.weight_1", "ffn.weight_2")
 FFN = ("ffn.weight_1", "ffn.bias_1", "ffn.weight_2", "ffn.bias_2", "ffn.residual")
 REDUCE = ("reduce.weight_1", "reduce.bias_1", "reduce.weight_2", "reduce.bias_2")
 
@@ -59,12 +60,16 @@ def save_adapter(path: Path, tensors: Mapping[str, FloatArray], info: AdapterInf
     """Check and write `adapter.safetensors`.
 
     Raises:
-        AdapterError: a tensor is missing, unknown, or of another shape than the format's.
+        AdapterError: a tensor is missing, unknown, of another shape than the format's, or too large for float16.
     """
     check_adapter(tensors, info)
     about = {"format": FORMAT, "prefixes": list(info.prefixes), "encoder": info.encoder}
     metadata = {"rhumbline": json.dumps(about, sort_keys=True)}
-    save_file({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, path, metadata)
+    stored = {name: tensor.astype(np.float16) if name in HALVED else tensor for name, tensor in tensors.items()}
+    for name in HALVED:
+        if name in stored and not np.isfinite(stored[name]).all():
+            raise AdapterError(f"tensor {name} has values beyond {np.finfo(np.float16).max}, the largest of float16")
+    save_file({name: np.asarray(tensor, order="C") for name, tensor in stored.items()}, path, metadata)
 
 
 def load_adapter(path: Path) -> tuple[dict[str, FloatArray], AdapterInfo]:
@@ -77,6 +82,7 @@ def load_adapter(path: Path) -> tuple[dict[str, FloatArray], AdapterInfo]:
         with safe_open(path, framework="numpy") as file:
             about = json.loads((file.metadata() or {})["rhumbline"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        tensors |= {name: tensors[name].astype(np.float32) for name in HALVED if name in tensors}
         if about["format"] != FORMAT:
             raise AdapterError(
                 f"{path} has format {about['format']!r}, this version reads {FORMAT!r}: train the adapter anew"

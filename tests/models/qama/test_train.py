@@ -37,8 +37,11 @@ def test_the_codes_of_the_file_are_the_codes_of_the_network(start, vectors, tmp_
     objective.thresholds.start(adapt(objective, vectors.documents))
     binarizer = Binarizer.open(train(vectors, recipe, tmp_path))
     assert binarizer.levels == LEVELS
+    with torch.no_grad():  # the file holds weight matrices in half precision
+        for weight in objective.adapter.parameters():
+            weight.copy_(weight.half().float() if weight.ndim == 2 else weight)
     adapted = adapt(objective, vectors.queries)
-    np.testing.assert_allclose(binarizer.adapt(vectors.queries), adapted.numpy(), atol=2e-6)
+    np.testing.assert_allclose(binarizer.adapt(vectors.queries), adapted.numpy(), atol=3e-5)
     for level in LEVELS:
         layout = binarizer.layout(level)
         ours = objective.thresholds.quantise(adapted, layout).numpy()

@@ -69,7 +69,7 @@ def test_csft_is_the_share_among_valid_children(seed: int, level: int) -> None:
     query /= np.linalg.norm(query, axis=1, keepdims=True)
     scales = Scales(*(torch.tensor(rng.uniform(1, 5, size)) for size in (TOKENS, TOKENS, ())))
     near = measure(tree, torch.tensor(query).float())
-    got = step_losses(tree, level, torch.tensor(documents), torch.tensor(cosine), near, scales, smoothing=0.0)
+    got = step_losses(tree, level, torch.tensor(documents), torch.tensor(cosine), near, scales, distillation=0.0)
     wanted = [0.0, 0.0]
     for row, document in enumerate(documents):
         alone, both = {}, {}
@@ -136,21 +136,25 @@ def test_a_tree_may_be_shallower_than_its_levels() -> None:
     assert tree.path.tolist() == [[0, 1, -1, -1], [0, 2, -1, -1]]
 
 
-def test_smoothing_gives_a_share_to_near_children() -> None:
-    """Smoothed loss at the root restated: 0.9 of the hard loss, 0.1 spread by exp(20 cosine of centroids)."""
+@pytest.mark.parametrize("level", [0, 1])
+def test_distillation_teaches_what_the_dense_retriever_believes(level: int) -> None:
+    """0.4 of the hard loss and 0.6 spread over the children by the chances of their documents, exp(cosine / 0.1)."""
     tree, sids, vectors = some_tree(8)
+    rng = np.random.default_rng(3)
+    query = rng.normal(size=6)
+    query /= np.linalg.norm(query)
+    cosine = torch.tensor(rng.uniform(-1, 1, (1, TOKENS)))
     scales = Scales(torch.full((TOKENS,), 2.0), torch.full((TOKENS,), 2.0), torch.tensor(2.0))
-    cosine = torch.rand(1, TOKENS, generator=torch.Generator().manual_seed(2))
-    got, _ = step_losses(tree, 0, torch.tensor([4]), cosine, measure(tree, torch.zeros(1, 6)), scales, 0.1)
-    tokens = sorted({int(token) for token in sids[:, 0]})
-    sums = {token: vectors[under(sids, (token,))].sum(0) for token in tokens}
-    centroid = {token: total / np.linalg.norm(total) for token, total in sums.items()}
-    target = int(sids[4, 0])
+    near = measure(tree, torch.tensor(query[None]).float(), temperature=0.1)
+    got, _ = step_losses(tree, level, torch.tensor([4]), cosine, near, scales, 0.6)
+    prefix = tuple(sids[4, :level].tolist())
+    tokens = sorted({int(sid[level]) for sid in sids[under(sids, prefix)]})
+    chance = {t: sum(math.exp(vectors[m] @ query / 0.1) for m in under(sids, (*prefix, t))) for t in tokens}
     total = sum(math.exp(2 * float(cosine[0, token])) for token in tokens)
     log_p = {token: 2 * float(cosine[0, token]) - math.log(total) for token in tokens}
-    near = {token: math.exp(20 * float(centroid[token] @ centroid[target])) for token in tokens}
-    spread = sum(near[token] / sum(near.values()) * log_p[token] for token in tokens)
-    assert float(got) == pytest.approx(-0.9 * log_p[target] - 0.1 * spread, rel=1e-4)
+    spread = sum(chance[token] / sum(chance.values()) * log_p[token] for token in tokens)
+    assert len(tokens) > 1
+    assert float(got) == pytest.approx(-0.4 * log_p[int(sids[4, level])] - 0.6 * spread, rel=1e-4)
 
 
 @pytest.mark.parametrize("predecessor", [True, False])

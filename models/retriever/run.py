@@ -1,0 +1,172 @@
+"""A training run: what a recipe, its data and its folder become, what a checkpoint keeps, and how it is published."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from models.data import Dataset
+from models.quantizers.base import Quantizer, codes_to_tokens, make_quantizer
+from models.quantizers.gumbel import Gumbel
+from models.quantizers.lengths import RuledQuantizer
+from models.retriever.batches import embed
+from models.retriever.material import Material, gather
+from models.retriever.network import Decoder, DecoderShape, Encoder, Retriever, load_backbone
+from models.retriever.publish import publish_model
+from models.retriever.recipe import Recipe, RecipeError
+from models.retriever.tree import CodeTree, build_tree
+
+console = Console(stderr=True)
+
+
+@dataclass
+class Run:
+    """A training run: its recipe, material, network and the state that stages change."""
+
+    recipe: Recipe
+    material: Material
+    retriever: Retriever
+    tokenizer: Tokenizer
+    out: Path
+    device: str
+    quantizer: Quantizer
+    vectors_ND: Tensor | None = None
+    fitted: bool = False
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_score: float = -1.0
+
+    @property
+    def bf16(self) -> bool:
+        """Whether matrix products run in bfloat16."""
+        return self.recipe.bf16
+
+    def fingerprint(self) -> str:
+        """What a checkpoint must agree with: the recipe and the token ids of the data."""
+        material = self.material
+        body = json.dumps([self.recipe.model_dump(mode="json"), material.documents.ids, material.queries.ids])
+        return hashlib.sha256(body.encode()).hexdigest()
+
+    def log(self, **row: object) -> None:
+        """Append a line to log.jsonl and show it."""
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        console.print("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+
+
+def start_run(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: str) -> Run:
+    """Load the encoder, tokenize the data, make an untrained decoder."""
+    if not recipe.encoder.name:
+        raise RecipeError("encoder.name is empty: name a Hugging Face encoder or a local folder (or --encoder)")
+    torch.manual_seed(recipe.seed)
+    tokenizer = load_tokenizer(recipe.encoder.name)
+    material = gather(datasets, recipe, tokenizer)
+    backbone = load_backbone(recipe.encoder.name, recipe.encoder.dropout)
+    freeze(backbone, recipe)
+    quantizer = make_quantizer({"seed": recipe.seed} | recipe.quantizer)
+    if recipe.objective.constraint == "none" and isinstance(quantizer, RuledQuantizer):
+        raise RecipeError(
+            "objective.constraint = 'none' normalises over the level of each position, and "
+            f"{quantizer.system!r} makes SIDs that skip levels: use 'trie' or 'predecessor'"
+        )
+    if (
+        not quantizer.in_vector_space
+        and not recipe.decoder.train_tokens
+        and "train_tokens" in recipe.decoder.model_fields_set
+    ):
+        raise RecipeError(f"codes of {quantizer.system} are no vectors to read: decoder.train_tokens must be true")
+    dimensions = int(backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]  # transformers is untyped here
+    table, objective = recipe.decoder, recipe.objective
+    shape = DecoderShape(
+        layers=table.layers,
+        heads=table.heads,
+        width=table.width,
+        embedding=dimensions,
+        memory=dimensions,
+        max_steps=len(quantizer.level_sizes) + 1,
+        dropout=table.dropout,
+        bearing=table.bearing and quantizer.system == "hhq" and not table.train_tokens,
+    )
+    retriever = Retriever(
+        Encoder(backbone, recipe.encoder.pooling),
+        Decoder(shape) if table.layers else None,
+        quantizer.level_sizes,
+        (objective.scale, objective.guided_scale, objective.guided_weight),
+    )
+    retriever.unit_heads = not isinstance(quantizer, Gumbel) or quantizer.settings.scaled_cosine
+    out.mkdir(parents=True, exist_ok=True)
+    return Run(recipe, material, retriever.to(device), tokenizer, out, device, quantizer)
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """The fast tokenizer of a local folder or a hub name."""
+    path = Path(name) / "tokenizer.json"
+    return Tokenizer.from_file(str(path)) if path.is_file() else Tokenizer.from_pretrained(name)
+
+
+def freeze(backbone: torch.nn.Module, recipe: Recipe) -> None:
+    """Switch off gradients of the embedding tables and of the first layers, as the recipe says."""
+    table = recipe.encoder
+    parts = [module for name, module in backbone.named_modules() if name.endswith("embeddings")]
+    layers = next((m for n, m in backbone.named_modules() if isinstance(m, torch.nn.ModuleList) and n), None)
+    chosen = (parts if table.freeze_embeddings else []) + list(layers[: table.freeze_layers] if layers else [])
+    for module in chosen:
+        module.requires_grad_(False)
+
+
+def restore(run: Run, model: dict[str, Tensor], extra: dict[str, Tensor]) -> None:
+    """Put a checkpoint's tensors back."""
+    run.retriever.load_state_dict(model)
+    if "vectors" in extra:
+        run.vectors_ND = extra["vectors"].to(run.device)
+    learnt = {name.removeprefix("quantizer."): t for name, t in extra.items() if name.startswith("quantizer.")}
+    run.fitted = bool(learnt)
+    if learnt:
+        run.quantizer.restore(learnt)
+    run.best = {name.removeprefix("best."): t for name, t in extra.items() if name.startswith("best.")}
+    run.best_score = float(extra["best_score"]) if "best_score" in extra else -1.0
+
+
+def extras(run: Run) -> dict[str, Tensor]:
+    """What a checkpoint keeps beside the network."""
+    kept = {f"quantizer.{name}": tensor for name, tensor in run.quantizer.learnt().items()}
+    kept |= {f"best.{name}": tensor for name, tensor in run.best.items()} | {"best_score": torch.tensor(run.best_score)}
+    return kept | ({"vectors": run.vectors_ND} if run.vectors_ND is not None else {})
+
+
+def encode_documents(run: Run) -> Tensor:
+    """Encode all documents with the encoder as it stands."""
+    run.vectors_ND = embed(run.retriever.encoder, run.material.documents, run.device, run.bf16, "documents")
+    return run.vectors_ND
+
+
+def make_tree(run: Run) -> CodeTree:
+    """The tree of the documents' SIDs."""
+    if run.vectors_ND is None:
+        raise ValueError("documents are not encoded yet")
+    vectors = run.vectors_ND.cpu().numpy()
+    sids = codes_to_tokens(run.quantizer.encode(vectors), run.quantizer.level_sizes).astype(np.int64)
+    console.print(f"p_unique {len(np.unique(sids, axis=0)) / len(sids):.4f} over {len(sids):,} documents")
+    return build_tree(sids, vectors, sum(run.quantizer.level_sizes), run.device)
+
+
+def publish_run(run: Run) -> Path:
+    """Export both precisions."""
+    if not run.fitted:
+        vectors = run.vectors_ND if run.vectors_ND is not None else encode_documents(run)
+        run.quantizer.fit(vectors.cpu().numpy(), run.device)
+    run.retriever.to("cpu").eval()
+    state = run.quantizer.state()
+    for precision, name in (("float32", "model"), ("int8", "model-int8")):
+        target = run.out / name
+        publish_model(run.retriever, state, run.tokenizer, run.recipe, run.material.names, target, precision)  # type: ignore[arg-type]
+        console.print(f"model written: {target}")
+    return run.out / "model"
