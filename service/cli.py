@@ -100,7 +100,7 @@ def _serve(settings: Settings, open_it: Callable[[], Bundle], announce: Callable
         logger.warning(warning)
     with bind(settings.host, settings.port) as bound:
         bundle = open_it()
-        pipeline = Pipeline(bundle, settings.threads)
+        pipeline = Pipeline(bundle, settings.threads, settings.device)
         port = bound.getsockname()[1]
         run_server(create_app(pipeline, settings), settings, bound, lambda: announce(port))
 

@@ -20,7 +20,7 @@ from models.retriever.recipe import ObjectiveTable, Stage
 from models.retriever.tree import CodeTree, measure
 
 Pair = tuple[int, int]  # row in the query texts, document position
-QUERIES_PER_DOCUMENT = 4  # most queries of one document in a contrast batch
+QUERIES_PER_DOCUMENT = 4  # most queries of one document in a contrast batch, half of them real where there are
 CLUMP = 16  # neighbours that go into a contrast batch together
 
 
@@ -32,6 +32,7 @@ class Work:
     queries: Texts
     documents: Texts
     pairs: list[Pair]
+    real: frozenset[int]  # rows of real queries
     vectors_ND: Tensor  # every document's vector
     stage: Stage
     objective: ObjectiveTable
@@ -65,7 +66,7 @@ def contrast_epoch(work: Work, seed: str) -> dict[str, float]:
     total, seen = 0.0, 0
     work.retriever.train()
     for count, rows_G in enumerate(clumped_batches(sorted(of_document), work.vectors_ND, work.stage.batch, rng), 1):
-        pairs_B = [(q, place) for place, d in enumerate(rows_G) for q in _some(of_document[d], rng)]
+        pairs_B = [(q, place) for place, d in enumerate(rows_G) for q in _some(of_document[d], work.real, rng)]
         fresh_GD = encode_in_blocks(work, work.documents, rows_G)
         vector_BD = encode_in_blocks(work, work.queries, [query for query, _ in pairs_B])
         label_B = torch.tensor([place for _, place in pairs_B], device=work.device)
@@ -106,8 +107,14 @@ def encode_in_blocks(work: Work, texts: Texts, rows_B: list[int], block: int = 3
     return vectors_BD[torch.tensor(order, device=work.device).argsort()]
 
 
-def _some(queries: list[int], rng: random.Random) -> list[int]:
-    return rng.sample(queries, min(QUERIES_PER_DOCUMENT, len(queries)))
+def _some(queries: list[int], real: frozenset[int], rng: random.Random) -> list[int]:
+    """Choose queries of a document: half of them real, as far as there are, and whatever is left."""
+    shuffled = rng.sample(queries, len(queries))
+    asked = [query for query in shuffled if query in real]
+    made = [query for query in shuffled if query not in real]
+    half = QUERIES_PER_DOCUMENT // 2
+    chosen = asked[: max(half, QUERIES_PER_DOCUMENT - len(made))]
+    return chosen + made[: QUERIES_PER_DOCUMENT - len(chosen)]
 
 
 def decode_epoch(work: Work, seed: str) -> dict[str, float]:

@@ -153,6 +153,7 @@ def set_up(run: Run, stage: Stage) -> tuple[Work, torch.optim.Optimizer, Schedul
         queries=run.material.queries,
         documents=run.material.documents,
         pairs=pairs,
+        real=frozenset(query for query, _ in run.material.real),
         vectors_ND=run.vectors_ND,
         stage=stage,
         objective=run.recipe.objective,

@@ -39,11 +39,15 @@ class Session:
     def __init__(self, path: Path, threads: int | None = None, device: Device = "cpu") -> None:
         _check_version(ort.__version__)
         _check_provider(device)
+        if device == "cuda":
+            ort.preload_dlls()  # CUDA and cuDNN may lie in wheels, where the loader does not look
         graph = _read_graph(path)
         try:
             self._session = ort.InferenceSession(graph, _options(threads), providers=_providers(device))
         except Exception as error:  # onnxruntime raises a dozen unrelated types
             raise ModelError(f"'{path}' is not a graph that onnxruntime {ort.__version__} can run: {error}") from error
+        if PROVIDERS[device] not in self._session.get_providers():  # onnxruntime falls back to the CPU without a word
+            raise ModelError(f"device {device!r} cannot be used: check the driver, CUDA and cuDNN")
         self.path = path
         self.inputs = {node.name: _shape(node.shape) for node in self._session.get_inputs()}
         self.outputs = {node.name: _shape(node.shape) for node in self._session.get_outputs()}

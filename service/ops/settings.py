@@ -46,6 +46,9 @@ class Settings(BaseSettings):
         description="Folder for compiled kernels and the demo's bundle; default: the user's cache folder.",
     )
 
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="Where the encoder and the decoder run; `cuda` needs the extra `gpu`."
+    )
     threads: int = Field(
         default_factory=available_cpus,
         ge=1,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from service.index.bundle import Bundle
 from service.model.decoder import Decoder
 from service.model.encoder import Encoded, Encoder
+from service.model.session import Device
 from service.search.codes import CodeSearch, HammingOptions, open_code_search
 from service.search.hybrid import OVERSAMPLING, join
 from service.search.options import Answer, Beam, Hit, SearchOptions
@@ -33,22 +34,28 @@ class Pipeline:
     Args:
         bundle: an open bundle; the pipeline closes it.
         threads: threads of each onnxruntime session and of each scan; None for every CPU that this process may use.
+        device: where the graphs run.
 
     Attributes:
         codes: Hamming search over the bundle's packed codes; None where it has none.
 
     Raises:
         ArtefactError: the bundle's adapter belongs to another encoder.
-        ModelError: a graph or the tokenizer cannot be used.
+        ModelError: a graph or the tokenizer cannot be used, or this onnxruntime does not offer the device.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, device: Device = "cpu") -> None:
         self.bundle, model = bundle, bundle.model
         manifest = model.manifest
         self.encoder = Encoder(
-            model.encoder_file, model.tokenizer_file, manifest.text, threads, dimensions=manifest.dimensions
+            model.encoder_file,
+            model.tokenizer_file,
+            manifest.text,
+            threads,
+            device=device,
+            dimensions=manifest.dimensions,
         )
-        self.decoder = Decoder(model.decoder_file, threads) if model.decoder_file else None
+        self.decoder = Decoder(model.decoder_file, threads, device=device) if model.decoder_file else None
         self.tables = tables_of(bundle)
         self.codes = open_code_search(bundle, threads)
 
