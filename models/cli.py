@@ -70,6 +70,7 @@ def evaluate(
     ranking: Annotated[list[str] | None, typer.Option(help="Of the candidates; all three.")] = None,
     beam: Annotated[list[int] | None, typer.Option(help="Beam widths; 10, 20, 50 and 100.")] = None,
     baselines: Annotated[bool, typer.Option(help="BM25 and exact search beside the walk.")] = True,
+    codes: Annotated[bool, typer.Option(help="Hamming searches, where the bundle has packed codes.")] = True,
     untuned: Annotated[Path | None, typer.Option(help="Another encoder: a model, or docs.npy with ids.")] = None,
     free_queries: Annotated[int, typer.Option(help="Queries that are also decoded without the trie.")] = 500,
     batch: Annotated[int, typer.Option(help="Queries of a call.")] = 32,
@@ -90,6 +91,7 @@ def evaluate(
             rankings=tuple(ranking or RANKINGS),
             beams=tuple(beam or BEAMS),
             baselines=baselines,
+            codes=codes,
             untuned=untuned,
             free_queries=free_queries,
             batch=batch,
@@ -99,6 +101,8 @@ def evaluate(
         )
         found = run(bundle, data, settings)
         _console().print(found.as_table())
+        if found.cascades:
+            _console().print(found.cascades_as_table())
         if json is not None:
             found.write_json(json)
         if markdown is not None:

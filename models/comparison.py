@@ -16,9 +16,9 @@ class Row:
     """One system on one split.
 
     Attributes:
-        system: "BM25", "dense, bundle", "dense, untuned" or "walk".
+        system: "BM25", "dense, bundle", "dense, untuned", "Hamming" or "walk".
         measures: every name of `MEASURES`, 0 to 1.
-        scoring, ranking: of a walk.
+        scoring, ranking: of a walk; of a Hamming search the level, and by what its results are ordered.
         beam: beam width of a walk.
         milliseconds: of a query within a batch: encode, decode, walk and rank (baselines: their search, BM25 with its
             indexing). A ranking that reorders the walk of the row above has none, nor the shares below.
@@ -43,6 +43,37 @@ class Row:
 
 
 @dataclass(frozen=True)
+class CascadeRow:
+    """A prefix cascade over packed codes: which part of the scan's ten nearest it finds.
+
+    Attributes:
+        level: of the codes.
+        dims: dimensions of the prefix that is compared first.
+        words, all_words: words of that prefix and of a whole code.
+        share: part of the documents that is compared whole.
+        recall: of the ten nearest by whole codes, averaged over queries.
+    """
+
+    level: str
+    dims: int
+    words: int
+    all_words: int
+    share: float
+    recall: float
+
+    @property
+    def cells(self) -> list[str]:
+        """As text, in the order of `CASCADE_COLUMNS`."""
+        return [
+            self.level,
+            str(self.dims),
+            f"{self.words} of {self.all_words}",
+            f"{self.share:.0%}",
+            f"{self.recall:.3f}",
+        ]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """All rows of one run of `rhumb evaluate`, with what they were measured on."""
 
@@ -54,6 +85,7 @@ class Comparison:
     queries: int
     free_queries: int
     rows: list[Row] = field(default_factory=list)
+    cascades: list[CascadeRow] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -69,16 +101,30 @@ class Comparison:
             table.add_row(*cells(row))
         return table
 
+    def cascades_as_table(self) -> Table:
+        """Give a table of what cascades over the packed codes find."""
+        table = Table(title="prefix cascades: share of the ten nearest by whole codes")
+        for name in CASCADE_COLUMNS:
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in self.cascades:
+            table.add_row(*row.cells)
+        return table
+
     def as_markdown(self) -> str:
-        """Give a Markdown table under its title."""
+        """Give Markdown tables, the first under its title."""
         lines = [COLUMNS, ["---"] * 3 + ["---:"] * (len(COLUMNS) - 3), *(cells(row) for row in self.rows)]
-        return f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+        text = f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+        if not self.cascades:
+            return text
+        lines = [CASCADE_COLUMNS, ["---:"] * len(CASCADE_COLUMNS), *(row.cells for row in self.cascades)]
+        return text + "\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
     def write_json(self, path: Path) -> None:
         """Write everything as JSON."""
         path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
 
+CASCADE_COLUMNS = ["level", "first dims", "words", "documents kept", "recall"]
 COLUMNS = ["system", "scoring", "ranking", "beam", *MEASURES, "ms", "valid", "valid free"]
 
 

@@ -14,16 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.baselines import BM25, Ranked, dense_search
 from models.comparison import Comparison, Row
 from models.data import DataError, load_dataset
+from models.evaluate_codes import hamming_results, measure_cascades
 from models.free_decoding import decode_freely, valid_share
 from models.measures import DEPTH, measure
 from models.runs import write_run
 from models.task import Settings, Task, encode_queries, make_task, untuned_vectors
 from service.index.bundle import Bundle, open_bundle
 from service.ops.progress import progress_bar
+from service.search.codes import CodeSearch
 from service.search.pipeline import Hit, Pipeline, SearchOptions
 
 CANDIDATES = 1000  # asked of the pipeline, so that every ranking can reorder all of a walk's documents
@@ -46,10 +49,15 @@ def evaluate(bundle_path: Path, data: Path, settings: Settings) -> Comparison:
         dataset = load_dataset(data, [settings.split], history=bundle.manifest.model.text.history_count)
         task = make_task(dataset, settings, bundle)
         rows = [*(_baseline_rows(bundle, task, settings) if settings.baselines else ())]
+        codes = pipeline.codes if settings.codes else None
+        vectors_QD = encode_queries(bundle.model, task, settings) if codes else np.zeros((0, 0), np.float32)
+        if codes:
+            rows += _hamming_rows(codes, vectors_QD, task, settings)
         rows += _walk_rows(bundle, pipeline, task, settings)
         free = min(settings.free_queries, len(task.ids))
         facts = (str(bundle_path), bundle.digest, data.resolve().name, settings.split)
-        return Comparison(*facts, len(task.documents), len(task.ids), free, rows)
+        cascades = list(measure_cascades(codes, vectors_QD)) if codes else []
+        return Comparison(*facts, len(task.documents), len(task.ids), free, rows, cascades)
     finally:
         pipeline.close()
 
@@ -75,12 +83,19 @@ def _baseline_rows(bundle: Bundle, task: Task, settings: Settings) -> Iterator[R
         yield _ranked_row("dense, untuned", found, task, settings, time.perf_counter() - started)
 
 
-def _ranked_row(system: str, found: Ranked, task: Task, settings: Settings, seconds: float) -> Row:
+def _hamming_rows(codes: CodeSearch, vectors_QD: NDArray[np.float32], task: Task, settings: Settings) -> Iterator[Row]:
+    for level, ranking, found, seconds in hamming_results(codes, vectors_QD, settings.batch):
+        yield _ranked_row("Hamming", found, task, settings, seconds, level, ranking)
+
+
+def _ranked_row(
+    system: str, found: Ranked, task: Task, settings: Settings, seconds: float, scoring: str = "", ranking: str = ""
+) -> Row:
     results: list[Result] = [
         [(task.documents[p].id, float(s)) for p, s in zip(row, scores, strict=True) if p >= 0]
         for row, scores in zip(found.positions, found.scores, strict=True)
     ]
-    row = Row(system, _measured(task, results), milliseconds=1000 * seconds / len(task.ids))
+    row = Row(system, _measured(task, results), scoring, ranking, milliseconds=1000 * seconds / len(task.ids))
     _write(row, task, results, settings)
     return row
 

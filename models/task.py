@@ -32,6 +32,7 @@ class Settings:
         rankings: of the walk's candidates.
         beams: beam widths.
         baselines: BM25 and exact search beside the walk.
+        codes: Hamming searches, where the bundle has packed codes.
         untuned: a model folder, or a folder with docs.npy, docs.ids.txt, queries_<split>.npy and its ids.
         free_queries: decode so many queries without the trie; 0 leaves the share of valid IDs out.
         batch: queries of a call.
@@ -45,6 +46,7 @@ class Settings:
     rankings: tuple[str, ...] = RANKINGS
     beams: tuple[int, ...] = BEAMS
     baselines: bool = True
+    codes: bool = True
     untuned: Path | None = None
     free_queries: int = 500
     batch: int = 32

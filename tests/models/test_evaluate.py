@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -288,3 +289,34 @@ def test_rhumb_report_prints_json_and_picture(commands: Typer, bundle_folder: Pa
     assert isinstance(result.exception, DataError)
     result = CliRunner().invoke(commands, ["report", str(tmp_path / "nothing.npy"), "--level-sizes", "a,b"])
     assert result.exit_code == 2
+
+
+def test_packed_codes_are_measured_level_by_level(data_folder: Path, tmp_path: Path) -> None:
+    """Rows of a bundle with codes against counted bits, rescored rows against plain cosines, cascades by their sets."""
+    bundle = make_bundle(
+        tmp_path / "bundle", level_sizes=(4, 4, 4), dimensions=128, code_levels=("1", "2"), code_prefixes=(64, 128)
+    )
+    settings = Settings(beams=(2,), scorings=("geometric",), baselines=False, batch=5)
+    found = evaluate(bundle, data_folder, settings)
+    rows = {(row.scoring, row.ranking): row for row in found.rows if row.system == "Hamming"}
+    assert sorted(rows) == [("1", "distance"), ("1", "rescored 4x"), ("2", "distance"), ("2", "rescored 4x")]
+    with closing(Pipeline(open_bundle(bundle), threads=1)) as pipeline:
+        assert pipeline.codes is not None
+        task = make_task_of(data_folder, pipeline)
+        vectors = pipeline.encoder.encode_queries(task.texts).vectors_QD
+        ids = [document.id for document in task.documents]
+        for level in ("1", "2"):
+            documents = pipeline.codes.pack(np.asarray(pipeline.bundle.vectors), level)
+            queries = pipeline.codes.pack(vectors, level)
+            bits = np.unpackbits((queries[:, None] ^ documents[None]).view(np.uint8), axis=2).sum(2)
+            order = np.argsort(bits, axis=1, kind="stable")
+            expected = plain_figures([[ids[p] for p in row] for row in order])
+            assert (rows[level, "distance"].measures["R@10"], rows[level, "distance"].measures["MRR@10"]) == expected
+            for cascade in found.cascades:
+                if cascade.level == level:
+                    assert cascade.words < cascade.all_words
+                    assert 0 <= cascade.recall <= 1
+        cosines = np.argsort(-(vectors @ pipeline.bundle.vectors.T), axis=1, kind="stable")
+        exact = plain_figures([[ids[p] for p in row] for row in cosines])
+        assert rows["1", "rescored 4x"].measures["MRR@10"] == pytest.approx(exact[1]), "60 documents: all are rescored"
+    assert len(found.as_markdown().splitlines()) == 4 + len(found.rows) + (3 + len(found.cascades))
