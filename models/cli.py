@@ -57,9 +57,7 @@ def train(
 def _train_adapter(data: list[Path], out: Path, recipe: str, model: Path | None, resume: bool) -> None:
     from models.qama.train import run
 
-    if len(data) != 1:
-        raise typer.BadParameter(f"an adapter is trained on one folder or one .npy of vectors, {len(data)} were given")
-    Console().print(str(run(recipe, data[0], out, resume, model=model)))
+    Console().print(str(run(recipe, data, out, resume, model=model)))
 
 
 def evaluate(

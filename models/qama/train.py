@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from models.qama.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from models.qama.objective import Objective
 from models.qama.recipe import AdapterRecipe, load_recipe
 from models.qama.start import FloatArray
-from models.qama.vectors import read_vectors
+from models.qama.vectors import read_all
 from service.index.artefact import hash_file, new_artefact, publish
 from service.index.bundle import open_model
 from service.index.manifest import AdapterSettings, ModelManifest
@@ -187,18 +188,18 @@ def add_adapter(model_dir: Path, adapter: Path, out_dir: Path, *, replace: bool 
 
 def run(
     recipe_path: str | Path,
-    data: Path,
+    data: Sequence[Path],
     out: Path,
     resume: bool = False,
     *,
     model: Path | None = None,
     quiet: bool = False,
 ) -> Path:
-    """Train by a recipe on a data folder or a `.npy` file of vectors.
+    """Train by a recipe on data folders or `.npy` files of vectors.
 
     Args:
         recipe_path: a TOML file, or the name of a shipped recipe.
-        data: see `models.qama.vectors.read_vectors`.
+        data: each as `models.qama.vectors.read_vectors` takes it; together they are one corpus.
         out: folder of the run; with `model`, the artefact `out/model` is written too.
         resume: continue an interrupted run.
         model: model artefact whose encoder makes vectors that the folder lacks, and that gets the adapter.
@@ -208,7 +209,7 @@ def run(
         The path of the adapter, or of the model artefact that has it.
     """
     recipe = load_recipe(recipe_path)
-    found = read_vectors(data, model, quiet=quiet)
+    found = read_all(data, model, quiet=quiet)
     encoder = "" if model is None else hash_file(model / "encoder.onnx").sha256
     adapter = train_adapter(
         found.documents,

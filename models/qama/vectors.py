@@ -9,6 +9,7 @@ Test queries are never read here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +56,33 @@ def read_vectors(data: Path, model: Path | None = None, *, quiet: bool = False) 
         return Vectors(documents, None, None)
     queries, query_ids = read_array(train), read_ids(data / "queries_train.ids.txt")
     return Vectors(documents, queries, train_pairs(data, query_ids, ids))
+
+
+def read_all(sources: Sequence[Path], model: Path | None = None, *, quiet: bool = False) -> Vectors:
+    """Read the vectors of several sources as of one; see `read_vectors`.
+
+    Raises:
+        DataError: as `read_vectors`, no source, or vectors of different widths.
+    """
+    parts = [read_vectors(source, model, quiet=quiet) for source in sources]
+    widths = sorted({part.documents.shape[-1] for part in parts})
+    if len(widths) != 1:
+        raise DataError(f"{', '.join(map(str, sources)) or 'no data'}: vectors of one width are needed, found {widths}")
+    documents = queries = 0
+    pairs = []
+    for part in parts:
+        if part.pairs is not None:
+            pairs.append(part.pairs + np.array([queries, documents]))
+        documents, queries = (
+            documents + len(part.documents),
+            queries + len(() if part.queries is None else part.queries),
+        )
+    asked = [part.queries for part in parts if part.queries is not None]
+    return Vectors(
+        np.concatenate([part.documents for part in parts]),
+        np.concatenate(asked) if asked else None,
+        np.concatenate(pairs) if pairs else None,
+    )
 
 
 def train_pairs(data: Path, query_ids: list[str], document_ids: list[str]) -> IntArray | None:

@@ -157,13 +157,13 @@ def test_rank_offsets_are_distinct_and_stay_inside():
 def test_run_trains_on_a_plain_file_of_vectors(vectors, tmp_path):
     np.save(tmp_path / "vectors.npy", vectors.documents.astype(np.float16))
     recipe = write_recipe(tmp_path / "small.toml")
-    adapter = run(recipe, tmp_path / "vectors.npy", tmp_path / "out", quiet=True)
+    adapter = run(recipe, [tmp_path / "vectors.npy"], tmp_path / "out", quiet=True)
     assert load_adapter(adapter)[1].prefixes == PREFIXES
 
 
 def test_run_on_a_folder_without_vectors_says_what_to_give(tmp_path):
     with pytest.raises(DataError, match=r"docs\.npy: no such file; give a \.npy file of vectors"):
-        run(write_recipe(tmp_path / "small.toml"), tmp_path, tmp_path / "out", quiet=True)
+        run(write_recipe(tmp_path / "small.toml"), [tmp_path], tmp_path / "out", quiet=True)
 
 
 def test_run_reads_a_folders_train_queries_and_their_pairs(vectors, tmp_path):
@@ -177,7 +177,7 @@ def test_run_reads_a_folders_train_queries_and_their_pairs(vectors, tmp_path):
 def test_run_with_a_model_encodes_the_folder_and_gives_the_model_its_adapter(tmp_path):
     model = make_model(tmp_path / "model")
     data = write_corpus(tmp_path / "data")
-    out = run(write_recipe(tmp_path / "small.toml"), data, tmp_path / "out", model=model, quiet=True)
+    out = run(write_recipe(tmp_path / "small.toml"), [data], tmp_path / "out", model=model, quiet=True)
     opened = open_model(out)
     assert opened.manifest.adapter.prefixes == PREFIXES
     assert opened.manifest.adapter.levels == LEVELS
