@@ -159,7 +159,7 @@ def make_tree(run: Run) -> CodeTree:
 
 
 def publish_run(run: Run) -> Path:
-    """Export both precisions."""
+    """Export both precisions, and the encoder if it was tuned."""
     if not run.fitted:
         vectors = run.vectors_ND if run.vectors_ND is not None else encode_documents(run)
         run.quantizer.fit(vectors.cpu().numpy(), run.device)
@@ -169,4 +169,13 @@ def publish_run(run: Run) -> Path:
         target = run.out / name
         publish_model(run.retriever, state, run.tokenizer, run.recipe, run.material.names, target, precision)  # type: ignore[arg-type]
         console.print(f"model written: {target}")
+    if any(stage.encoder_lr for stage in run.recipe.stage):
+        save_encoder(run)
     return run.out / "model"
+
+
+def save_encoder(run: Run) -> None:
+    """Write the tuned encoder as a Hugging Face folder, `out/encoder`, for other recipes to start from."""
+    folder = run.out / "encoder"
+    run.retriever.encoder.backbone.save_pretrained(folder)  # type: ignore[operator]  # transformers is untyped here
+    run.tokenizer.save(str(folder / "tokenizer.json"))

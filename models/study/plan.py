@@ -1,0 +1,100 @@
+"""What the study trains: recipes with changes, on data sets, with seeds. `plan.toml` is the one that is shipped."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.retriever.recipe import Recipe, parse_recipe, read_table
+
+SHIPPED = Path(__file__).with_name("plan.toml")
+
+
+class Cell(BaseModel):
+    """One system: a recipe with changes.
+
+    Attributes:
+        name: how tables call it.
+        group: the table that it stands in.
+        recipe: a shipped recipe, or a TOML file.
+        changes: dotted key → value; `stage.` changes every stage that is left, a whole table may be given at once.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    group: str
+    recipe: str
+    changes: dict[str, Any] = Field(default_factory=dict)
+
+
+class Plan(BaseModel):
+    """All cells with what they share.
+
+    Attributes:
+        seeds: every cell is trained with each.
+        data: names of folders in the BEIR layout.
+        beams: beam widths that are measured; deep measures are taken at the widest.
+        common: changes to every cell, before its own.
+        history: further changes on data sets whose queries have earlier items.
+        cell: the cells.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seeds: tuple[int, ...] = Field(min_length=1)
+    data: tuple[str, ...] = Field(min_length=1)
+    beams: tuple[int, ...] = Field(min_length=1)
+    common: dict[str, Any] = Field(default_factory=dict)
+    history: dict[str, Any] = Field(default_factory=dict)
+    cell: tuple[Cell, ...] = Field(min_length=1)
+
+
+def load_plan(path: Path = SHIPPED) -> Plan:
+    """Read a plan; raises pydantic's ValidationError or tomllib's TOMLDecodeError for one that is none."""
+    return Plan.model_validate(tomllib.loads(path.read_text("utf-8")))
+
+
+def cell_recipe(cell: Cell, encoder: Path, seed: int, shared: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a cell on a tuned encoder: without its contrast stages, the encoder frozen, changed.
+
+    A joint stage keeps moving the encoder: that is what DGI is.
+
+    Raises:
+        RecipeError: the changed recipe is none.
+    """
+    table = read_table(cell.recipe)[1]
+    table["stage"] = [stage for stage in table["stage"] if stage["objective"] != "contrast"]
+    for key, value in (dict(shared) | cell.changes).items():
+        change(table, key, value)
+    table["seed"] = seed
+    change(table, "encoder.name", str(encoder))
+    return parse_recipe(table)
+
+
+def encoder_recipe(encoder: str, shared: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that tunes a data set's encoder: the contrast stages of `hhq`, and nothing to decode."""
+    table = read_table("hhq")[1]
+    table["stage"] = [stage for stage in table["stage"] if stage["objective"] == "contrast"]
+    for key, value in shared.items():
+        if not key.startswith("stage."):
+            change(table, key, value)
+    table |= {"name": "encoder", "decoder": {"layers": 0}, "default_scoring": "geometric"}
+    change(table, "encoder.name", encoder)
+    return parse_recipe(table)
+
+
+def change(table: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key; `stage.` sets it in every stage."""
+    first, _, rest = key.partition(".")
+    if not rest:
+        table[first] = value
+    elif first == "stage":
+        for stage in table["stage"]:
+            stage[rest] = value
+    else:
+        change(table.setdefault(first, {}), rest, value)

@@ -1,0 +1,179 @@
+"""Runs a study: every cell is trained, indexed and measured once, and its figures are kept.
+
+    out/DATA/encoder/           the tuned encoder that the cells of a data set share
+    out/DATA/CELL/SEED/result.json    the figures, with the fingerprint of what they were measured on
+
+A cell that is cut off goes on from its last epoch. What a finished cell needed on the disk is deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from models.data import DataError, Dataset, load_dataset
+from models.evaluate import evaluate, walk_once
+from models.measures import measure
+from models.measures_deep import head_documents, measure_deep, scaled_depths, split_qrels
+from models.quantizers.report import load_sids, report_sids
+from models.retriever.recipe import Recipe
+from models.retriever.train import train, train_splits
+from models.study.plan import Cell, Plan, cell_recipe, encoder_recipe
+from models.task import Settings, make_task
+from service.index.build import build_bundle
+from service.index.bundle import open_bundle
+from service.search.pipeline import Pipeline
+
+HEAD_SHARE = 0.2
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One training of the study."""
+
+    data: str
+    cell: Cell
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        """Where it is trained and where its figures stay."""
+        return out / self.data / re.sub(r"[^a-z0-9]+", "-", self.cell.name.lower()).strip("-") / str(self.seed)
+
+
+def places(plan: Plan) -> Iterator[Place]:
+    """Go over all trainings: first every system once, so that tables fill from the top."""
+    for seed in plan.seeds:
+        for data in plan.data:
+            for cell in plan.cell:
+                yield Place(data, cell, seed)
+
+
+def run_study(plan: Plan, data: Path, encoder: str, out: Path, device: str = "cpu", limit: int = 0) -> dict[str, Any]:
+    """Run what is not done yet, one cell after the other.
+
+    Args:
+        plan: the cells.
+        data: folder that holds the plan's data sets.
+        encoder: Hugging Face encoder that all cells start from.
+        out: folder of the study.
+        device: where to train.
+        limit: queries to measure; 0 for all of a test split.
+
+    Returns:
+        The results by data set, cell and seed.
+
+    Raises:
+        DataError: a data set is missing.
+    """
+    todo = list(places(plan))
+    for number, place in enumerate(todo, 1):
+        folder = data / place.data
+        if not (folder / "corpus.jsonl").is_file():
+            raise DataError(f"{folder}: no corpus.jsonl there; the plan names the data sets {', '.join(plan.data)}")
+        shared = plan.common | (plan.history if (folder / "sequences.jsonl").is_file() else {})
+        tuned = tune_encoder(encoder_recipe(encoder, shared), folder, out / place.data, device)
+        recipe = cell_recipe(place.cell, tuned, place.seed, shared)
+        if read_result(place.folder(out), recipe) is None:
+            console.rule(f"{number} of {len(todo)}: {place.data}, {place.cell.name}, seed {place.seed}")
+            run_cell(recipe, folder, place.folder(out), plan, device, limit)
+    return collect(plan, out)
+
+
+def tune_encoder(recipe: Recipe, folder: Path, out: Path, device: str) -> Path:
+    """Tune a data set's encoder, or find it tuned; returns a Hugging Face folder."""
+    tuned, mark = out / "encoder" / "encoder", out / "encoder" / "fingerprint"
+    print_ = fingerprint(recipe)
+    if not (mark.is_file() and mark.read_text() == print_):
+        console.rule(f"{folder.name}: tuning the encoder")
+        train(recipe, [_load(folder, recipe)], out / "encoder", device)
+        mark.write_text(print_)
+    return tuned
+
+
+def run_cell(recipe: Recipe, folder: Path, out: Path, plan: Plan, device: str, limit: int) -> None:
+    """Train, index, measure, write the figures down, clear up."""
+    dataset = _load(folder, recipe)
+    model = train(recipe, [dataset], out / "run", device)
+    build_bundle(model, dataset.documents, out / "bundle", progress=False)
+    result = measure_bundle(out / "bundle", folder, plan, limit)
+    result["fingerprint"] = fingerprint(recipe)
+    partial = out / "result.partial"
+    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    partial.replace(out / "result.json")
+    for name in ("run", "bundle"):
+        shutil.rmtree(out / name)
+
+
+def measure_bundle(path: Path, folder: Path, plan: Plan, limit: int) -> dict[str, Any]:
+    """All figures of a bundle: its SIDs, retrieval by every scoring, deep measures, head and tail."""
+    settings = Settings(rankings=("lexicographic",), beams=plan.beams, limit=limit, free_queries=200)
+    compared = evaluate(path, folder, settings)
+    rows = [
+        {
+            "system": row.system, "scoring": row.scoring, "beam": row.beam, "measures": row.measures,
+            "valid_free": row.valid_free, "milliseconds": row.milliseconds,
+        }
+        for row in compared.rows
+    ]  # fmt: skip
+    history = open_bundle(path).manifest.model.text.history_count
+    dataset = load_dataset(folder, [*train_splits(folder), settings.split], history=history)
+    popularity = {d.id: int(n) for d, n in zip(dataset.documents, dataset.popularity(), strict=True)}
+    quality = report_sids(load_sids(path), popularity)
+    deep = {}
+    with closing(Pipeline(open_bundle(path))) as pipeline:
+        task = make_task(dataset, settings, pipeline.bundle)
+        ids = [document.id for document in task.documents]
+        head = head_documents(popularity, ids, HEAD_SHARE)
+        for scoring in pipeline.bundle.manifest.model.scorings:
+            walk = walk_once(pipeline, task, scoring, max(plan.beams), settings.batch, lambda _: None)
+            run = {query: [hit.id for hit in hits] for query, hits in zip(task.ids, walk.hits, strict=True)}
+            found = measure_deep(run, task.qrels, scaled_depths(len(ids)))
+            parts = split_qrels(task.qrels, head)
+            deep[scoring] = {
+                "recall": {str(depth): value for depth, value in found.recall.items()},
+                "retrieved": found.retrieved,
+                "parts": {name: measure(run, qrels) for name, qrels in parts.items() if qrels},
+            }
+    sids = quality.as_json()
+    for level in sids["levels"]:
+        del level["counts"]  # a number for every code
+    return {"documents": compared.documents, "queries": compared.queries, "rows": rows, "sids": sids, "deep": deep}
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """What a result depends on, apart from the data."""
+    return hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
+
+
+def read_result(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """Return a cell's figures, unless there are none or the recipe has changed since."""
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return result if result["fingerprint"] == fingerprint(recipe) else None
+
+
+def collect(plan: Plan, out: Path) -> dict[str, Any]:
+    """Gather all figures: data set → cell → seed."""
+    found: dict[str, Any] = {}
+    for place in places(plan):
+        path = place.folder(out) / "result.json"
+        if path.is_file():
+            cells = found.setdefault(place.data, {}).setdefault(place.cell.name, {})
+            cells[str(place.seed)] = json.loads(path.read_text("utf-8"))
+    return found
+
+
+def _load(folder: Path, recipe: Recipe) -> Dataset:
+    return load_dataset(folder, splits=train_splits(folder), history=recipe.text.history_count)
