@@ -1,6 +1,7 @@
 # make serve: install, index this Python's documentation, serve it on http://127.0.0.1:8080
 # make test, make lint: what continuous integration runs
 # make bench: the measurements, with their goals
+# make results: train and measure every system of the papers; resumable
 # make train ARGS="DATA --out runs/mine": train on a folder in the BEIR layout
 # make clean: remove what the targets above made
 
@@ -19,7 +20,7 @@ SERVING := $(VENV)/.serving
 DEVELOPING := $(VENV)/.developing
 
 .DELETE_ON_ERROR:
-.PHONY: serve test lint bench train clean redis
+.PHONY: serve test lint bench results train clean redis
 
 serve: $(SERVING)
 	$(BIN)/rhumb demo $(ARGS)
@@ -37,6 +38,11 @@ bench: $(DEVELOPING)
 	$(BIN)/rhumb bench trie
 	$(BIN)/rhumb bench hamming
 	$(BIN)/rhumb bench search "$$($(BIN)/rhumb demo --prepare)"
+
+# The study of all systems: make results ARGS='--data DATA --encoder ENCODER', or ARGS=--quick for a tiny one.
+OUT ?= runs/study
+results: $(DEVELOPING)
+	$(BIN)/rhumb study --out $(OUT) $(ARGS)
 
 train: $(DEVELOPING)
 	$(BIN)/rhumb train $(ARGS)

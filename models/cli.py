@@ -1,4 +1,4 @@
-"""Commands of the offline half: `rhumb train`, `rhumb evaluate`, `rhumb report`, `rhumb quantize`.
+"""Commands of the offline half: `rhumb train`, `evaluate`, `report`, `quantize`, `study`.
 
 Light at import: torch and everything that needs it is imported inside the command, so that `rhumb --help` stays quick
 and a service without the extra [train] still starts.
@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command()(evaluate)
     app.command()(report)
     app.command()(quantize)
+    app.command()(study)
 
 
 def train(
@@ -158,6 +159,34 @@ def plain_errors() -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"{error.filename or 'file'}: {error.strerror or error}") from error
+
+
+def study(
+    out: Annotated[Path, typer.Option(help="Folder of the study: what is done there is not done again.")],
+    data: Annotated[Path | None, typer.Option(help="Folder that holds the plan's data sets.")] = None,
+    encoder: Annotated[str, typer.Option(help="Hugging Face encoder that all cells start from.")] = "",
+    plan: Annotated[Path | None, typer.Option(help="Another plan; models/study/plan.toml is the shipped one.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Markdown page to write; a picture goes beside it.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny study of made-up data that takes minutes.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    limit: Annotated[int, typer.Option(min=0, help="Only the first so many test queries; 0 for all.")] = 0,
+) -> None:
+    """Train and measure every identifier system of the papers, and write one page with all of them."""
+    with plain_errors():
+        from models.study.plan import QUICK, SHIPPED, load_plan
+        from models.study.quick import write_quick
+        from models.study.report import write_report
+        from models.study.runner import run_study
+
+        if quick:
+            data, encoder = write_quick(out)
+        if data is None or not encoder:
+            raise typer.BadParameter("--data and --encoder are needed, unless the study is --quick")
+        chosen = load_plan(plan or (QUICK if quick else SHIPPED))
+        results = run_study(chosen, data, encoder, out / "cells", device, limit)
+        page = report or out / "systems.md"
+        write_report(chosen, results, page, "make results ARGS=--quick" if quick else "make results")
+    Console().print(str(page))
 
 
 def _sizes(text: str) -> tuple[int, ...]:

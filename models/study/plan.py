@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.retriever.recipe import Recipe, parse_recipe, read_table
 
 SHIPPED = Path(__file__).with_name("plan.toml")
+QUICK = Path(__file__).with_name("quick.toml")
 
 
 class Cell(BaseModel):
@@ -84,6 +85,7 @@ def encoder_recipe(encoder: str, shared: Mapping[str, Any]) -> Recipe:
         if not key.startswith("stage."):
             change(table, key, value)
     table |= {"name": "encoder", "decoder": {"layers": 0}, "default_scoring": "geometric"}
+    table["quantizer"] = {"system": "rq_kmeans", "level_sizes": [2]}  # nobody reads its codes
     change(table, "encoder.name", encoder)
     return parse_recipe(table)
 

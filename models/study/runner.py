@@ -91,20 +91,19 @@ def run_study(plan: Plan, data: Path, encoder: str, out: Path, device: str = "cp
 
 def tune_encoder(recipe: Recipe, folder: Path, out: Path, device: str) -> Path:
     """Tune a data set's encoder, or find it tuned; returns a Hugging Face folder."""
-    tuned, mark = out / "encoder" / "encoder", out / "encoder" / "fingerprint"
-    print_ = fingerprint(recipe)
-    if not (mark.is_file() and mark.read_text() == print_):
+    run = out / "encoder"
+    if not (keep_if_same(run, recipe) and (run / "encoder").is_dir()):
         console.rule(f"{folder.name}: tuning the encoder")
-        train(recipe, [_load(folder, recipe)], out / "encoder", device)
-        mark.write_text(print_)
-    return tuned
+        train(recipe, [_load(folder, recipe)], run, device)
+    return run / "encoder"
 
 
 def run_cell(recipe: Recipe, folder: Path, out: Path, plan: Plan, device: str, limit: int) -> None:
     """Train, index, measure, write the figures down, clear up."""
     dataset = _load(folder, recipe)
+    keep_if_same(out / "run", recipe)
     model = train(recipe, [dataset], out / "run", device)
-    build_bundle(model, dataset.documents, out / "bundle", progress=False)
+    build_bundle(model, dataset.documents, out / "bundle", progress=False, replace=True)
     result = measure_bundle(out / "bundle", folder, plan, limit)
     result["fingerprint"] = fingerprint(recipe)
     partial = out / "result.partial"
@@ -148,6 +147,17 @@ def measure_bundle(path: Path, folder: Path, plan: Plan, limit: int) -> dict[str
     for level in sids["levels"]:
         del level["counts"]  # a number for every code
     return {"documents": compared.documents, "queries": compared.queries, "rows": rows, "sids": sids, "deep": deep}
+
+
+def keep_if_same(run: Path, recipe: Recipe) -> bool:
+    """Make a run's folder say what recipe it is of; a run of another recipe is removed. Says whether one was kept."""
+    mark = run / "fingerprint"
+    if mark.is_file() and mark.read_text() == fingerprint(recipe):
+        return True
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir(parents=True)
+    mark.write_text(fingerprint(recipe))
+    return False
 
 
 def fingerprint(recipe: Recipe) -> str:

@@ -1,0 +1,133 @@
+"""The papers' claims as comparisons of two cells: what a paper says, what the study found, whether the signs agree."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+BEAM = 20  # of the retrieval figures that claims compare; the nearest beam that was measured
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One comparison.
+
+    Attributes:
+        text: what is claimed.
+        paper: the paper's figures.
+        left, right: the cells compared.
+        metric: see `figure`.
+        sign: 1 where left should be higher, -1 where lower.
+    """
+
+    text: str
+    paper: str
+    left: str
+    right: str
+    metric: str
+    sign: int = 1
+
+
+CLAIMS = (
+    Claim("1 HHQ gives more documents an ID of their own than RQ-KMeans", "p_unique higher at every size (app. C)",
+          "hhq", "rq_kmeans", "p_unique"),
+    Claim("1 HHQ's codes lie nearer to the vectors", "-", "hhq", "rq_kmeans", "cosine"),
+    Claim("1 HHQ uses its codes more evenly (Gini, level 2)", "-", "hhq", "rq_kmeans", "gini.2", -1),
+    Claim("2 constrained fine-tuning beats unmasked training", "without it, HHQ does not learn",
+          "hhq", "hhq, no mask", "generative.R@1"),
+    Claim("3 pseudo-queries raise R@1", "+4.4 to +6.0 points", "hhq", "hhq, no pseudo-queries", "generative.R@1"),
+    Claim("4 few levels lose at most a point to more levels", "48.33 with 5 tokens, 48.92 with 24",
+          "hhq", "hhq, 6 levels of 128", "generative.R@1"),
+    Claim("5 joint training (DGI) beats two stages, H@1", ".5052 against .4323", "dgi", "tiger", "generative.R@1"),
+    Claim("5 joint training (DGI) beats two stages, H@10", "higher", "dgi", "tiger", "generative.R@10"),
+    Claim("5 scaled cosine is the largest part of DGI", "H@1 .5651 → .3768 without", "dgi", "dgi, plain products",
+          "generative.R@1"),
+    Claim("5 tied heads help", "lower without", "dgi", "dgi, heads apart", "generative.R@1"),
+    Claim("5 soft gradients help", "lower without", "dgi", "dgi, straight-through", "generative.R@1"),
+    Claim("6 dropping top codes of level 2 raises R@1", ".2480 → .3340", "hourglass", "rq_kmeans", "generative.R@1"),
+    Claim("7 SA2CRQ makes up fewer IDs (Hallu)", ".2514 → .1808", "sa2crq", "tiger", "hallu", -1),
+    Claim("7 SA2CRQ retrieves more items a query", "509 → 914", "sa2crq", "tiger", "retrieved"),
+    Claim("7 SA2CRQ finds more far down", "R@2k .6448 → .7231", "sa2crq", "tiger", "recall.deepest"),
+    Claim("7 the tail gains", "R@2k .4288 → .4555", "sa2crq", "tiger", "tail.R@100"),
+    Claim("the decoder adds to geometry", "ours", "hhq", "hhq", "guided-geometric.R@10"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the study says of a claim on one data set; means over seeds, deviations of single seeds."""
+
+    claim: Claim
+    data: str
+    left: tuple[float, float]
+    right: tuple[float, float]
+
+    @property
+    def verdict(self) -> str:
+        """`same sign`, `opposite`, or `within noise` where the means lie closer than one deviation."""
+        gap = self.claim.sign * (self.left[0] - self.right[0])
+        if abs(gap) <= math.hypot(self.left[1], self.right[1]):
+            return "within noise"
+        return "same sign" if gap > 0 else "opposite"
+
+
+def find(claims: Sequence[Claim], results: Mapping[str, Any]) -> list[Finding]:
+    """Compare all cells that are there."""
+    found = []
+    for claim in claims:
+        for data, cells in results.items():
+            if claim.left in cells and claim.right in cells:
+                left, right = claim.metric, claim.metric
+                if "-" in claim.metric:  # two scorings of one cell
+                    scorings, measure = claim.metric.split(".")
+                    left, right = (f"{scoring}.{measure}" for scoring in scorings.split("-"))
+                sides = (spread(cells[claim.left], left), spread(cells[claim.right], right))
+                if sides[0] and sides[1]:
+                    found.append(Finding(claim, data, sides[0], sides[1]))
+    return found
+
+
+def spread(seeds: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
+    """Mean and standard deviation of a figure over seeds; None where a seed lacks it."""
+    values = [figure(result, metric) for result in seeds.values()]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values) or not known:
+        return None
+    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else 0.0
+
+
+def figure(result: Mapping[str, Any], metric: str) -> float | None:
+    """One figure of a result; None if it is not there.
+
+    `p_unique`, `cosine`, `mean_length`, `gini.LEVEL`; `SCORING.MEASURE`, lexicographic at beam 20; and at the widest
+    beam `hallu`, `retrieved`, `recall.deepest`, `head.MEASURE`, `tail.MEASURE`.
+    """
+    first, _, rest = metric.partition(".")
+    sids, deep = result["sids"], result["deep"].get("generative") or result["deep"]["geometric"]
+    if first in ("p_unique", "cosine", "mean_length"):
+        value: float | None = sids[first]
+        return value
+    if first == "gini":
+        levels = sids["levels"]
+        return float(levels[int(rest) - 1]["gini"]) if int(rest) <= len(levels) else None
+    if first == "hallu":
+        free = [row["valid_free"] for row in result["rows"] if row["valid_free"] is not None]
+        return 1 - free[-1] if free else None
+    if first == "retrieved":
+        return float(deep["retrieved"])
+    if first == "recall":
+        return float(deep["recall"][max(deep["recall"], key=int)])
+    if first in ("head", "tail"):
+        return deep["parts"][first][rest] if first in deep["parts"] else None
+    return _retrieval(result["rows"], first, rest)
+
+
+def _retrieval(rows: Sequence[Mapping[str, Any]], name: str, measure: str) -> float | None:
+    walks = [row for row in rows if row["scoring"] == name or row["system"] == name]
+    if not walks:
+        return None
+    nearest = min(walks, key=lambda row: abs((row["beam"] or BEAM) - BEAM))
+    return float(nearest["measures"][measure])

@@ -1,0 +1,116 @@
+"""The study as a page: a table for each data set and group, the claims, a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from models.study.claims import BEAM, CLAIMS, find, spread
+from models.study.plan import Plan
+
+SHOWN = (
+    ("p_unique", "p_unique"), ("cosine", "cosine"), ("Gini, level 1", "gini.1"), ("level 2", "gini.2"),
+    ("length", "mean_length"), ("generative R@1", "generative.R@1"), ("R@10", "generative.R@10"),
+    ("MRR@10", "generative.MRR@10"), ("geometric R@10", "geometric.R@10"), ("guided R@1", "guided.R@1"),
+    ("R@10", "guided.R@10"), ("MRR@10", "guided.MRR@10"),
+)  # fmt: skip
+DEEP = (
+    ("Hallu", "hallu"), ("Ret-Per", "retrieved"), ("R at a tenth of the corpus", "recall.deepest"),
+    ("head R@10", "head.R@10"), ("tail R@10", "tail.R@10"), ("head R@100", "head.R@100"), ("tail R@100", "tail.R@100"),
+)  # fmt: skip
+BASELINES = ("BM25", "dense, bundle")
+
+
+def write_report(plan: Plan, results: Mapping[str, Any], path: Path, command: str) -> None:
+    """Write the page and, beside it, the picture."""
+    picture = path.with_suffix(".png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [*_head(plan, results, command), "", *_claims(results), ""]
+    for data, cells in results.items():
+        lines += [f"## {data}", "", *_baselines(cells), ""]
+        for group in dict.fromkeys(cell.group for cell in plan.cell):
+            names = [cell.name for cell in plan.cell if cell.group == group and cell.name in cells]
+            if names:
+                lines += [f"### {group}", "", *_table(cells, names, SHOWN), "", *_table(cells, names, DEEP), ""]
+    if results:
+        plot(results, picture)
+        lines += [f"![R@10 of every system]({picture.name})", ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _head(plan: Plan, results: Mapping[str, Any], command: str) -> Iterator[str]:
+    done = sum(len(seeds) for cells in results.values() for seeds in cells.values())
+    yield "# Five systems side by side"
+    yield ""
+    yield f"Made by `{command}`: {done} of {len(plan.cell) * len(plan.data) * len(plan.seeds)} trainings are done."
+    yield "All cells of a data set share one tuned encoder, frozen but for DGI's. Means over seeds ± the deviation of"
+    yield f"one; retrieval lexicographic at beam {BEAM}, deep measures at beam {max(plan.beams)}. A reproduction: sizes"
+    yield "are a hundredth of the papers'."
+
+
+def _claims(results: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Claims"
+    yield ""
+    yield "| claim | paper | data | ours | compared with | verdict |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for found in find(CLAIMS, results):
+        left, right = (f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in (found.left, found.right))
+        claim = found.claim
+        yield f"| {claim.text} | {claim.paper} | {found.data} | {left} | {right} ({claim.right}) | {found.verdict} |"
+
+
+def _baselines(cells: Mapping[str, Any]) -> Iterator[str]:
+    """Baselines are the same for all cells that leave the encoder alone: take the first."""
+    first = next(iter(next(iter(cells.values())).values()))
+    yield f"{first['documents']:,} documents, {first['queries']:,} test queries."
+    yield ""
+    yield "| baseline | R@1 | R@10 | R@100 | MRR@10 |"
+    yield "| --- | --- | --- | --- | --- |"
+    for row in first["rows"]:
+        if row["system"] in BASELINES:
+            values = " | ".join(f"{row['measures'][name]:.3f}" for name in ("R@1", "R@10", "R@100", "MRR@10"))
+            yield f"| {row['system']} | {values} |"
+
+
+def _table(cells: Mapping[str, Any], names: list[str], columns: tuple[tuple[str, str], ...]) -> Iterator[str]:
+    yield "| system | seeds | " + " | ".join(title for title, _ in columns) + " |"
+    yield "| --- | --- | " + " | ".join("---" for _ in columns) + " |"
+    for name in names:
+        yield f"| {name} | {len(cells[name])} | " + " | ".join(_cell(cells[name], m) for _, m in columns) + " |"
+
+
+def _cell(seeds: Mapping[str, Any], metric: str) -> str:
+    found = spread(seeds, metric)
+    if found is None:
+        return ""
+    digits = 1 if found[0] >= 10 else 3
+    return f"{found[0]:.{digits}f}" + (f" ± {found[1]:.{digits}f}" if len(seeds) > 1 else "")
+
+
+def plot(results: Mapping[str, Any], path: Path) -> None:
+    """Draw R@10 of every cell by scoring, a panel for each data set."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(results), figsize=(5 * len(results), 6), squeeze=False)
+    for panel, (data, cells) in zip(panels[0], results.items(), strict=True):
+        names = list(cells)
+        for scoring, marker in (("generative", "o"), ("geometric", "s"), ("guided", "^")):
+            points = [(spread(cells[name], f"{scoring}.R@10"), row) for row, name in enumerate(names)]
+            known = [(found, row) for found, row in points if found]
+            panel.errorbar(
+                [found[0] for found, _ in known], [row for _, row in known], xerr=[found[1] for found, _ in known],
+                fmt=marker, label=scoring, capsize=2,
+            )  # fmt: skip
+        panel.set_yticks(range(len(names)), names)
+        panel.invert_yaxis()
+        panel.set_title(data)
+        panel.set_xlabel(f"R@10 at beam {BEAM}")
+        panel.grid(axis="x", alpha=0.3)
+    panels[0][0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

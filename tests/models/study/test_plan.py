@@ -1,0 +1,51 @@
+"""Plans: every cell of the shipped ones is a recipe, and a wrong change is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models.retriever.recipe import RecipeError
+from models.study.plan import QUICK, SHIPPED, Cell, cell_recipe, encoder_recipe, load_plan
+
+ENCODER = Path("somewhere/encoder")
+
+
+@pytest.mark.parametrize("path", [SHIPPED, QUICK], ids=["plan", "quick"])
+def test_every_cell_is_a_recipe_on_the_shared_encoder(path: Path) -> None:
+    plan = load_plan(path)
+    for shared in (plan.common, plan.common | plan.history):
+        for cell in plan.cell:
+            recipe = cell_recipe(cell, ENCODER, 7, shared)
+            assert (recipe.seed, recipe.encoder.name) == (7, str(ENCODER))
+            assert "contrast" not in [stage.objective for stage in recipe.stage]
+            assert {stage.epochs for stage in recipe.stage} == {plan.common["stage.epochs"]}
+            moving = [stage for stage in recipe.stage if stage.encoder_lr]
+            assert not moving or recipe.quantizer["system"] == "dgi"
+    assert len({cell.name for cell in plan.cell}) == len(plan.cell)
+    assert len({(cell.recipe, str(cell.changes)) for cell in plan.cell}) == len(plan.cell), "no cell twice"
+
+
+def test_the_encoder_is_tuned_and_decodes_nothing() -> None:
+    plan = load_plan()
+    recipe = encoder_recipe("base", plan.common)
+    assert {stage.objective for stage in recipe.stage} == {"contrast"}
+    assert (recipe.decoder.layers, recipe.encoder.name) == (0, "base")
+    assert recipe.pseudo_queries.per_document == plan.common["pseudo_queries.per_document"]
+
+
+def test_changes_reach_tables_stages_and_whole_tables() -> None:
+    whole = {"system": "rq_kmeans", "level_sizes": [8, 8]}
+    cell = Cell(
+        name="x", group="g", recipe="hhq", changes={"quantizer": whole, "stage.batch": 9, "objective.guided": 0}
+    )
+    recipe = cell_recipe(cell, ENCODER, 0, {"objective.guided": 3, "decoder.layers": 1})
+    assert (recipe.quantizer, recipe.objective.guided, recipe.decoder.layers) == (whole, 0, 1)
+    assert {stage.batch for stage in recipe.stage} == {9}
+
+
+def test_a_wrong_change_is_named() -> None:
+    cell = Cell(name="x", group="g", recipe="hhq", changes={"objective.gided": 1})
+    with pytest.raises(RecipeError, match=r"objective\.gided: unknown key; allowed here: .*guided"):
+        cell_recipe(cell, ENCODER, 0, {})

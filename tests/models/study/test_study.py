@@ -1,0 +1,125 @@
+"""A study of two cells from training to its page, and that nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.data import DataError
+from models.study import runner
+from models.study.claims import Claim, figure, find
+from models.study.plan import Cell, Plan
+from models.study.report import write_report
+from models.study.runner import Place, run_study
+
+PLAN = Plan(
+    seeds=(0, 1),
+    data=("tiny",),
+    beams=(5, 10),
+    common={
+        "text.max_query_tokens": 12, "text.max_document_tokens": 24, "pseudo_queries.per_document": 1,
+        "stage.epochs": 1, "stage.batch": 16, "decoder.layers": 1, "decoder.heads": 2, "decoder.width": 16,
+        "quantizer.level_sizes": [4, 8],
+    },
+    cell=(
+        Cell(name="hhq", group="systems", recipe="hhq"),
+        Cell(name="rq_kmeans", group="systems", recipe="rq_kmeans"),
+    ),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study(tiny_encoder: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    out = tmp_path_factory.mktemp("study")
+    shutil.copytree(tiny_data, out / "data" / "tiny")
+    return run_study(PLAN, out / "data", str(tiny_encoder), out / "cells"), out
+
+
+def test_every_cell_has_its_figures_and_leaves_nothing_else(study: tuple[dict[str, Any], Path]) -> None:
+    results, out = study
+    for cell in PLAN.cell:
+        for seed in PLAN.seeds:
+            folder = Place("tiny", cell, seed).folder(out / "cells")
+            assert [path.name for path in folder.iterdir()] == ["result.json"]
+            result = results["tiny"][cell.name][str(seed)]
+            assert (result["documents"], result["queries"]) == (60, 60)
+            assert 0 < figure(result, "p_unique") <= 1
+            assert {row["scoring"] for row in result["rows"]} == {"", "generative", "geometric", "guided"}
+            for name in ("cosine", "gini.2", "guided.R@10", "hallu", "retrieved", "recall.deepest", "tail.R@10"):
+                assert figure(result, name) is not None, name
+    assert figure(results["tiny"]["hhq"]["0"], "gini.3") is None
+
+
+def test_what_is_done_is_not_done_again_unless_the_recipe_changes(
+    study: tuple[dict[str, Any], Path], tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, out = study
+    trained: list[str] = []
+    monkeypatch.setattr(runner, "run_cell", lambda recipe, *_: trained.append(recipe.name))
+    assert run_study(PLAN, out / "data", str(tiny_encoder), out / "cells") == results
+    assert trained == []
+    changed = PLAN.model_copy(
+        update={"cell": (PLAN.cell[0], PLAN.cell[1].model_copy(update={"changes": {"decoder.width": 32}}))}
+    )
+    run_study(changed, out / "data", str(tiny_encoder), out / "cells")
+    assert trained == ["rq_kmeans", "rq_kmeans"]
+
+
+def test_a_cell_that_was_cut_off_goes_on(
+    study: tuple[dict[str, Any], Path], tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between training and measuring: the second run finds the trained model and gives the same figures."""
+    results, out = study
+    shutil.copytree(out / "cells" / "tiny" / "encoder", tmp_path / "tiny" / "encoder")
+    plan = PLAN.model_copy(update={"seeds": (0,), "cell": PLAN.cell[:1]})
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "measure_bundle", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_study(plan, out / "data", str(tiny_encoder), tmp_path)
+    again = run_study(plan, out / "data", str(tiny_encoder), tmp_path)["tiny"]["hhq"]["0"]
+    first = results["tiny"]["hhq"]["0"]
+    assert again["sids"] == first["sids"]
+    assert [row["measures"] for row in again["rows"]] == [row["measures"] for row in first["rows"]]
+
+
+def test_the_page_has_every_cell_and_verdict(study: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    write_report(PLAN, study[0], tmp_path / "page.md", "a command")
+    page = (tmp_path / "page.md").read_text()
+    assert "4 of 4 trainings are done" in page
+    assert "| 1 HHQ gives more documents an ID of their own than RQ-KMeans | " in page
+    rows = [line for line in page.splitlines() if line.startswith(("| hhq | 2 |", "| rq_kmeans | 2 |"))]
+    assert len(rows) == 4, "both cells, in both tables"
+    assert all("±" in row for row in rows)
+    assert (tmp_path / "page.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "sign", "verdict"),
+    [
+        ([0.5, 0.52], [0.4, 0.41], 1, "same sign"),
+        ([0.5, 0.52], [0.4, 0.41], -1, "opposite"),
+        ([0.5, 0.3], [0.39, 0.4], 1, "within noise"),
+    ],
+)
+def test_verdicts_weigh_the_gap_against_the_seeds(
+    left: list[float], right: list[float], sign: int, verdict: str
+) -> None:
+    def cell(values: list[float]) -> dict[str, Any]:
+        return {str(n): {"sids": {"cosine": value}, "deep": {"geometric": {}}} for n, value in enumerate(values)}
+
+    results = {"data": {"a": cell(left), "b": cell(right)}}
+    (found,) = find([Claim("", "", "a", "b", "cosine", sign), Claim("", "", "a", "missing", "cosine")], results)
+    assert found.verdict == verdict
+
+
+def test_a_missing_data_set_is_named(tiny_encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"tiny: no corpus\.jsonl there; the plan names the data sets tiny"):
+        run_study(PLAN, tmp_path, str(tiny_encoder), tmp_path / "cells")
+
+
+def test_results_are_plain_json(study: tuple[dict[str, Any], Path]) -> None:
+    assert json.loads(json.dumps(study[0])) == study[0]
