@@ -33,6 +33,8 @@ class LevelQuality:
         dead: codes that no document has.
         entropy_bits: of the code's distribution; log2(K) at best.
         entropy_share: entropy over log2(K).
+        given_bits: mean entropy of the code given the one before it, from the code tree's conditional probabilities
+            (HHQ section 3.3); at the first level, its own entropy.
         gini: Gini coefficient of documents a code, dead codes included: 0 even, towards 1 concentrated.
         std: standard deviation of documents a code.
         largest: documents of the most used code.
@@ -47,6 +49,7 @@ class LevelQuality:
     dead: int
     entropy_bits: float
     entropy_share: float
+    given_bits: float
     gini: float
     std: float
     largest: int
@@ -122,7 +125,7 @@ def measure_sids(
     alone_N = holders[prefixes_LN[-1]] == 1
     lengths_N = (codes_NL >= 0).sum(axis=1)
     levels = [
-        _level(codes_NL[:, level], size, prefixes_LN[level], _paths(level_sizes[: level + 1], len(codes_NL)))
+        _level(codes_NL[:, : level + 1], size, prefixes_LN[level], _paths(level_sizes[: level + 1], len(codes_NL)))
         for level, size in enumerate(level_sizes)
     ]
     groups = {} if interactions_N is None else _groups(interactions_N, alone_N, lengths_N, cosine_N)
@@ -153,7 +156,16 @@ def entropy_bits(counts: NDArray[np.integer[Any]]) -> float:
     return float(-(share * np.log2(share)).sum()) + 0.0  # no -0.0 for a single code
 
 
-def _level(codes_N: NDArray[np.integer[Any]], size: int, prefixes_N: NDArray[np.int64], paths: int) -> LevelQuality:
+def conditional_bits(before_N: NDArray[np.integer[Any]], code_N: NDArray[np.integer[Any]]) -> float:
+    """Give the mean entropy in bits of P(code | code before): H(both) - H(before); -1 stands for no code before."""
+    pairs = np.stack([before_N, code_N], axis=1)
+    both = np.unique(pairs, axis=0, return_counts=True)[1]
+    alone = np.unique(before_N, return_counts=True)[1]
+    return max(entropy_bits(both) - entropy_bits(alone), 0.0) if len(pairs) else 0.0
+
+
+def _level(codes_Nl: NDArray[np.integer[Any]], size: int, prefixes_N: NDArray[np.int64], paths: int) -> LevelQuality:
+    codes_N = codes_Nl[:, -1]
     used_N = codes_N >= 0
     counts = np.bincount(codes_N[used_N], minlength=size)
     descending = np.sort(counts)[::-1]
@@ -166,6 +178,7 @@ def _level(codes_N: NDArray[np.integer[Any]], size: int, prefixes_N: NDArray[np.
         dead=int((counts == 0).sum()),
         entropy_bits=entropy,
         entropy_share=entropy / float(np.log2(size)) if size > 1 else 1.0,
+        given_bits=conditional_bits(codes_Nl[used_N, -2], codes_N[used_N]) if codes_Nl.shape[1] > 1 else entropy,
         gini=gini(counts),
         std=float(counts.std()),
         largest=int(descending[0]),

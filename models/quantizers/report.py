@@ -164,7 +164,20 @@ def _summary(name: str, quality: SidQuality) -> Table:
 
 
 def _levels(quality: SidQuality) -> Table:
-    columns = ("level", "codes", "dead", "entropy", "of max", "gini", "std", "largest", "top 10 %", "paths", "path use")
+    columns = (
+        "level",
+        "codes",
+        "dead",
+        "entropy",
+        "of max",
+        "given previous",
+        "gini",
+        "std",
+        "largest",
+        "top 10 %",
+        "paths",
+        "path use",
+    )
     table = Table(*columns, title="Code use by level")
     for number, level in enumerate(quality.levels, start=1):
         table.add_row(
@@ -173,6 +186,7 @@ def _levels(quality: SidQuality) -> Table:
             str(level.dead),
             f"{level.entropy_bits:.2f}",
             f"{level.entropy_share:.3f}",
+            f"{level.given_bits:.2f}",
             f"{level.gini:.3f}",
             f"{level.std:.1f}",
             str(level.largest),

@@ -141,3 +141,21 @@ def test_a_bundle_reports_its_own_identifiers(tmp_path: Path) -> None:
     assert quality.distinct == len(set(tokens))
     assert quality.cosine is not None
     assert -1 <= quality.cosine <= 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 999), documents=st.integers(1, 60))
+def test_bits_given_the_code_before_are_those_of_the_code_trees_probabilities(seed: int, documents: int) -> None:
+    """Restated: P(code | code before) by counting pairs in a dictionary, its entropy averaged over documents."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 4, (documents, 3))
+    codes[rng.random(documents) < 0.2, 2] = -1
+    quality = measure_sids(codes, (4, 4, 4))
+    for level in (1, 2):
+        rows = [(int(row[level - 1]), int(row[level])) for row in codes if row[level] >= 0]
+        bits = 0.0
+        for before, code in rows:
+            followers = [after for first, after in rows if first == before]
+            bits -= math.log2(followers.count(code) / len(followers)) / len(rows)
+        assert quality.levels[level].given_bits == pytest.approx(bits, abs=1e-9)
+    assert quality.levels[0].given_bits == quality.levels[0].entropy_bits
