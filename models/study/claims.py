@@ -48,6 +48,8 @@ CLAIMS = (
     Claim("5 tied heads help", "lower without", "dgi", "dgi, heads apart", "generative.R@1"),
     Claim("5 soft gradients help", "lower without", "dgi", "dgi, straight-through", "generative.R@1"),
     Claim("6 dropping top codes of level 2 raises R@1", ".2480 → .3340", "hourglass", "rq_kmeans", "generative.R@1"),
+    Claim("6 paths are lost at their start: R@1 with the first code given", "higher", "rq_kmeans", "rq_kmeans",
+          "given-generative.R@1"),
     Claim("7 SA2CRQ makes up fewer IDs (Hallu)", ".2514 → .1808", "sa2crq", "tiger", "hallu", -1),
     Claim("7 SA2CRQ retrieves more items a query", "509 → 914", "sa2crq", "tiger", "retrieved"),
     Claim("7 SA2CRQ finds more far down", "R@2k .6448 → .7231", "sa2crq", "tiger", "recall.deepest"),
@@ -103,7 +105,8 @@ def figure(result: Mapping[str, Any], metric: str) -> float | None:
     """One figure of a result; None if it is not there.
 
     `p_unique`, `cosine`, `mean_length`, `gini.LEVEL`; `SCORING.MEASURE`, lexicographic at beam 20; and at the widest
-    beam `hallu`, `retrieved`, `recall.deepest`, `head.MEASURE`, `tail.MEASURE`.
+    beam `hallu`, `retrieved`, `recall.deepest`, `head.MEASURE`, `tail.MEASURE`;
+    `given.MEASURE` with the first code given. The last three are of the generative walk where there is one.
     """
     first, _, rest = metric.partition(".")
     sids, deep = result["sids"], result["deep"].get("generative") or result["deep"]["geometric"]
@@ -120,6 +123,8 @@ def figure(result: Mapping[str, Any], metric: str) -> float | None:
         return float(deep["retrieved"])
     if first == "recall":
         return float(deep["recall"][max(deep["recall"], key=int)])
+    if first == "given":
+        return float(deep["given"][rest])
     if first in ("head", "tail"):
         return deep["parts"][first][rest] if first in deep["parts"] else None
     return _retrieval(result["rows"], first, rest)

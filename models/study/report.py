@@ -16,7 +16,8 @@ SHOWN = (
     ("R@10", "guided.R@10"), ("MRR@10", "guided.MRR@10"),
 )  # fmt: skip
 DEEP = (
-    ("Hallu", "hallu"), ("Ret-Per", "retrieved"), ("R at a tenth of the corpus", "recall.deepest"),
+    ("R@1, first code given", "given.R@1"), ("Hallu", "hallu"), ("Ret-Per", "retrieved"),
+    ("R at a tenth of the corpus", "recall.deepest"),
     ("head R@10", "head.R@10"), ("tail R@10", "tail.R@10"), ("head R@100", "head.R@100"), ("tail R@100", "tail.R@100"),
 )  # fmt: skip
 BASELINES = ("BM25", "dense, bundle")

@@ -27,6 +27,8 @@ from models.measures_deep import head_documents, measure_deep, scaled_depths, sp
 from models.quantizers.report import load_sids, report_sids
 from models.retriever.recipe import Recipe
 from models.retriever.train import train, train_splits
+from models.study.claims import BEAM
+from models.study.given import measure_given_first
 from models.study.plan import Cell, Plan, cell_recipe, encoder_recipe
 from models.task import Settings, make_task
 from service.index.build import build_bundle
@@ -142,6 +144,7 @@ def measure_bundle(path: Path, folder: Path, plan: Plan, limit: int) -> dict[str
                 "recall": {str(depth): value for depth, value in found.recall.items()},
                 "retrieved": found.retrieved,
                 "parts": {name: measure(run, qrels) for name, qrels in parts.items() if qrels},
+                "given": measure_given_first(pipeline, task, scoring, BEAM),
             }
     sids = quality.as_json()
     for level in sids["levels"]:

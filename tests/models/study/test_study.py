@@ -49,7 +49,16 @@ def test_every_cell_has_its_figures_and_leaves_nothing_else(study: tuple[dict[st
             assert (result["documents"], result["queries"]) == (60, 60)
             assert 0 < figure(result, "p_unique") <= 1
             assert {row["scoring"] for row in result["rows"]} == {"", "generative", "geometric", "guided"}
-            for name in ("cosine", "gini.2", "guided.R@10", "hallu", "retrieved", "recall.deepest", "tail.R@10"):
+            for name in (
+                "cosine",
+                "gini.2",
+                "guided.R@10",
+                "hallu",
+                "retrieved",
+                "recall.deepest",
+                "tail.R@10",
+                "given.R@1",
+            ):
                 assert figure(result, name) is not None, name
     assert figure(results["tiny"]["hhq"]["0"], "gini.3") is None
 
