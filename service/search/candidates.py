@@ -109,14 +109,15 @@ def _offer_children(
     node, hi, score = beams.node_QB[query, beam], beams.hi_QB[query, beam], beams.score_QB[query, beam]
     first, last = np.int64(tables.child_M[node]), np.int64(tables.child_M[node + 1])
     mark_eligible(scratch.allowed, tables.lo_M, first, last, hi, tables.words_W, tables.ranks_W)
-    values, geometry, base = scratch.logits, scratch.reaches[:0], score
+    values, geometry = scratch.logits, scratch.reaches
+    base = score - beams.geometry_QB[query, beam]  # the node's own reach gives way to its children's
     if rules.scoring == GEOMETRIC:
         _fill_child_reaches(tables, scores, scratch, query, node, hi, np.bool_(False))
         values, base = scratch.reaches, 0.0
     else:
         _fill_values(rules, tables, scores, scratch, query, beams.column_QB[query, beam], node, hi)
-    if rules.scoring == GUIDED:  # the node's own reach gives way to its children's
-        geometry, base = scratch.reaches, score - beams.geometry_QB[query, beam]
+    if rules.scoring == GENERATIVE:
+        geometry = scratch.reaches[:0]
     return _offer_all(scratch.best, size, values, geometry, scratch.allowed, base, beam, first, last)
 
 
@@ -130,9 +131,8 @@ def _offer_end(
     if end == lo or not _is_eligible(tables, lo, end):
         return size
     if rules.scoring != GENERATIVE:
-        best = np.float64(best_cosine(tables.vectors_ND, lo, end, scores.vectors_QD[query]))
-        geometry = rules.weight * best if rules.scoring == GUIDED else 0.0
-        score = score - beams.geometry_QB[query, beam] + geometry if rules.scoring == GUIDED else best
+        geometry = rules.weight * np.float64(best_cosine(tables.vectors_ND, lo, end, scores.vectors_QD[query]))
+        score = geometry if rules.scoring == GEOMETRIC else score - beams.geometry_QB[query, beam] + geometry
     return offer(scratch.best, size, score, geometry, node, beam)
 
 

@@ -77,8 +77,8 @@ class Hit:
         id: its id.
         score: what it was ranked by.
         cosine: query · document.
-        beam_score: the score of the beam that led to it (`service.search.walk.Beams`); NaN for a document that no beam
-            led to, only the Hamming scan.
+        beam_score: the score of the beam that led to it, with the document's cosine in the place of the node's reach
+            (`service.search.walk.Beams`); NaN for a document that no beam led to, only the Hamming scan.
         sid: its semantic ID, one code per level.
     """
 

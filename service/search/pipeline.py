@@ -185,7 +185,7 @@ class Pipeline:
                     id=document.id,
                     score=float(ranked.score_QK[row]),
                     cosine=float(ranked.cosine_QK[row]),
-                    beam_score=math.nan if beams is None or beam < 0 else float(beams.score_QB[query, beam]),
+                    beam_score=_beam_score(beams, query, beam, float(ranked.cosine_QK[row])),
                     sid=self._codes(position),
                 )
             )
@@ -206,6 +206,13 @@ class Pipeline:
     def _codes(self, position: int) -> tuple[int, ...]:
         """Return a document's semantic ID as codes per level."""
         return codes_by_level(self.bundle.trie.sid(position), self.tables.level_offsets)
+
+
+def _beam_score(beams: Beams | None, query: int, beam: int, cosine: float) -> float:
+    """Return the score of the beam that led to a document, with its cosine in the place of the node's reach."""
+    if beams is None or beam < 0:
+        return math.nan
+    return float(beams.score_QB[query, beam] - beams.geometry_QB[query, beam] + beams.weight * cosine)
 
 
 class StageClock:

@@ -2,7 +2,8 @@
 
 Legend: Q queries, B beams, N documents, D vector dimensions, K results.
 
-- `lexicographic`: beam score, then cosine, then document order (DGI, section 5.1.4).
+- `lexicographic`: beam score, then cosine, then document order (DGI, section 5.1.4). Where a beam's score holds its
+  node's reach, a document has its own cosine in the place of it.
 - `cosine`: cosine, then document order.
 - `fused`: beam score + weight · cosine, then document order.
 """
@@ -85,7 +86,8 @@ def rank(
     ranks_W = frozen(np.zeros(0, np.uint32) if eligible is None else eligible.ranks_W)
     ranked = _empty(len(vectors_QD), top_k)
     _rank_all(
-        beams.lo_QB, beams.hi_QB, beams.score_QB, beams.size_Q, RANKINGS.index(ranking), fusion_weight,
+        beams.lo_QB, beams.hi_QB, beams.score_QB, beams.geometry_QB, beams.weight, beams.size_Q,
+        RANKINGS.index(ranking), fusion_weight,
         np.ascontiguousarray(vectors_QD), frozen(vectors_ND), words_W, ranks_W, new_best(top_k),
         ranked.position_QK, ranked.score_QK, ranked.cosine_QK, ranked.beam_QK, ranked.size_Q,
     )  # fmt: skip
@@ -105,7 +107,8 @@ def _empty(queries: int, top_k: int) -> Ranked:
 
 @njit(cache=True, nogil=True)
 def _rank_all(
-    lo_QB: NDArray[np.int64], hi_QB: NDArray[np.int64], score_QB: NDArray[np.float64], size_Q: NDArray[np.int64],
+    lo_QB: NDArray[np.int64], hi_QB: NDArray[np.int64], score_QB: NDArray[np.float64],
+    geometry_QB: NDArray[np.float64], reach_weight: float, size_Q: NDArray[np.int64],
     ranking: int, weight: float, vectors_QD: NDArray[np.float32], vectors_ND: NDArray[np.float32],
     words_W: NDArray[np.uint64], ranks_W: NDArray[np.uint32], best: Best,
     position_QK: NDArray[np.int64], out_QK: NDArray[np.float64], cosine_QK: NDArray[np.float32],
@@ -118,16 +121,16 @@ def _rank_all(
             score = score_QB[query, beam]
             if ranking == _LEXICOGRAPHIC and found == len(best.primary) and score < best.primary[0]:
                 break
-            lo, hi = lo_QB[query, beam], hi_QB[query, beam]
+            base, lo, hi = score - geometry_QB[query, beam], lo_QB[query, beam], hi_QB[query, beam]
             for document in range(lo, hi):
                 if len(words_W) > 0 and count_eligible(words_W, ranks_W, document, document + 1) == 0:
                     continue
                 cosine = np.float64(dot_row(vectors_ND, document, vector_D))
-                primary = score
+                primary = base + reach_weight * cosine
                 if ranking == _COSINE:
                     primary = cosine
                 elif ranking == _FUSED:
-                    primary = score + weight * cosine
+                    primary += weight * cosine
                 secondary = cosine if ranking == _LEXICOGRAPHIC else 0.0
                 found = offer(best, found, primary, secondary, document, beam)
         sort_best(best, found)

@@ -106,7 +106,8 @@ class WalkTables:
         """
         full = scoring == "generative" and normalisation == "full"
         padding = padding_of(self.trie.sids_NL.dtype)
-        return Rules(SCORINGS[scoring], full, padding, self.level_offsets[-1], self.guided_weight)
+        weight = {"generative": 0.0, "geometric": 1.0, "guided": float(self.guided_weight)}[scoring]
+        return Rules(SCORINGS[scoring], full, padding, self.level_offsets[-1], weight)
 
     def kernel_tables(self, scoring: Scoring, eligible: DocumentFilter | None) -> Tables:
         """Return the read-only arrays of a walk."""

@@ -20,7 +20,7 @@ from service.search.filters import DocumentFilter
 from service.search.scores import fold_reaches, multiply_rows, node_reach
 from service.search.selection import new_best
 from service.search.tables import Normalisation, Scoring, WalkTables, frozen
-from service.search.walk_state import FINISHED, GENERATIVE, GUIDED, Frontier, Order, Rules, Scores, Scratch, Tables
+from service.search.walk_state import FINISHED, GENERATIVE, Frontier, Order, Rules, Scores, Scratch, Tables
 
 MAX_BEAM_WIDTH = 1000
 
@@ -46,6 +46,9 @@ class Beams:
         node_QB: (Q, B) int64 trie nodes.
         lo_QB, hi_QB: (Q, B) int64, each beam's documents `[lo, hi)`: all hold one SID.
         score_QB: (Q, B) float64, log P(SID | query), the reach of the node (geometric), or both (guided).
+        geometry_QB: (Q, B) float64, the part of the score that is the node's reach times `weight`; a document of the
+            node has its own cosine in its place.
+        weight: of reaches in the scores: 0 (generative), 1 (geometric), the model's (guided).
         size_Q: (Q,) int64, how many of the B columns are in use; the rest is undefined.
         steps_Q: (Q,) int64, levels that each query was walked; the decoder ran once for each, unless geometric.
         steps: decoder steps that were run for the batch.
@@ -57,6 +60,8 @@ class Beams:
     lo_QB: NDArray[np.int64]
     hi_QB: NDArray[np.int64]
     score_QB: NDArray[np.float64]
+    geometry_QB: NDArray[np.float64]
+    weight: float
     size_Q: NDArray[np.int64]
     steps_Q: NDArray[np.int64]
     steps: int
@@ -111,8 +116,9 @@ def walk(
     levels_QBL = beams.levels_QBL if explain else None
     steps = 0 if step is None else depth
     return Beams(
-        beams.node_QB, beams.lo_QB, beams.hi_QB, beams.score_QB, beams.size_Q, order.steps_Q, steps, levels_QBL
-    )
+        beams.node_QB, beams.lo_QB, beams.hi_QB, beams.score_QB, beams.geometry_QB, rules.weight, beams.size_Q,
+        order.steps_Q, steps, levels_QBL,
+    )  # fmt: skip
 
 
 def _decode(
@@ -183,7 +189,7 @@ def _start(
                 0, 0, documents, arrays.region_M, arrays.start_C, arrays.rest_C, arrays.rows_RD, arrays.vectors_ND,
                 vector_D,
             )  # fmt: skip
-            beams.score_QB[query, 0] = reach * (rules.weight if rules.scoring == GUIDED else 1.0)
+            beams.score_QB[query, 0] = beams.geometry_QB[query, 0] = reach * rules.weight
     beams.size_Q[:] = possible
     order.token_QB[:, 0] = rules.start
     order.steps_Q[:] = possible and not finished

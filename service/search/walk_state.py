@@ -27,7 +27,7 @@ class Rules(NamedTuple):
         full: normalise over the level's vocabulary, and walk every SID to its last token.
         padding: the value that pads rows of `sids_NL`.
         start: row of the start vector in `tokens_TE`.
-        weight: of geometry beside the decoder's logits (GUIDED).
+        weight: of reaches in a score: 0 (GENERATIVE), 1 (GEOMETRIC), or beside the decoder's logits (GUIDED).
     """
 
     scoring: int
@@ -61,7 +61,7 @@ class Frontier(NamedTuple):
     Attributes:
         node_QB, lo_QB, hi_QB: int64, the trie node and its documents (an end: only those that end there).
         score_QB: float64, summed log-probability, reach of the node (geometric), or both (guided).
-        geometry_QB: float64, the part of the score that is the node's weighted reach (guided), else 0.
+        geometry_QB: float64, the part of the score that is the node's weighted reach; 0 under generative.
         column_QB: int64, the beam's column in the next decoder call, or FINISHED.
         size_Q: int64, beams in use.
         levels_QBL: float64, what each level added (geometric: the node's reach), NaN where nothing was walked;

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+import models.retriever.run as running
 import models.retriever.train as training
 from models.data import load_dataset
 from models.quantizers.base import systems
@@ -120,7 +121,7 @@ def test_contrast_is_equation_19_and_diversity_equation_20(seed: int) -> None:
     queries, keys, label = rng.normal(size=(4, 3)), rng.normal(size=(2, 3)), rng.integers(2, size=4)
     expected = -np.mean([math.log(softmax(keys @ q / 0.3)[k]) for q, k in zip(queries, label, strict=True)])
     found = contrast(torch.from_numpy(queries), torch.from_numpy(keys), torch.from_numpy(label), 0.3)
-    assert float(found) == pytest.approx(expected, rel=1e-4)
+    assert float(found) == pytest.approx(expected, rel=1e-4, abs=1e-6)
     weights = [np.stack([softmax(rng.normal(size=k)) for _ in range(5)]) for k in (4, 3)]
     entropy = -sum(p * math.log(p) for level in weights for p in level.mean(0))
     assert float(diversity_loss([torch.from_numpy(w) for w in weights])) == pytest.approx(-entropy, abs=1e-6)
@@ -176,7 +177,7 @@ def test_history_is_cut_before_the_query_as_in_service(tiny_encoder: Path, tiny_
     dataset = replace(dataset, histories=dict.fromkeys(dataset.queries, past))
     text = {"max_query_tokens": 12, "max_document_tokens": 16, "history_count": 10}
     recipe = small_recipe(tiny_encoder, text=text, dev_share=0)
-    material = training.gather([dataset], recipe, training.load_tokenizer(str(tiny_encoder)))
+    material = running.gather([dataset], recipe, running.load_tokenizer(str(tiny_encoder)))
     served = TextTokenizer(tiny_encoder / "tokenizer.json", recipe.text)
     queries = [dataset.queries[query] for query, _ in dataset.pairs("train")]
     assert material.queries.ids == served.queries(queries, [past] * len(queries))
@@ -355,7 +356,7 @@ SHIPPED = [path.stem for path in sorted(RECIPES.glob("*.toml")) if "[[stage]]" i
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_recipes_load_and_make_their_quantizer(name: str) -> None:
     recipe = load_recipe(name)
-    made = training.make_quantizer({"seed": recipe.seed} | recipe.quantizer)
+    made = running.make_quantizer({"seed": recipe.seed} | recipe.quantizer)
     assert made.system in systems()
     assert recipe.name == name
     assert recipe.encoder.name == ""

@@ -15,7 +15,7 @@ from models.data import load_dataset
 from models.retriever.batches import embed, tokenize
 from models.retriever.network import Encoder, load_backbone
 from models.retriever.recipe import Recipe, RecipeError, load_recipe, parse_recipe
-from models.retriever.train import load_tokenizer
+from models.retriever.run import load_tokenizer
 from service.index.build import build_bundle
 from service.index.bundle import open_bundle, open_model
 from service.model.encoder import Encoder as ServedEncoder

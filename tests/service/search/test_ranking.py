@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,7 +21,8 @@ def make_beams(leaves: list[tuple[int, int, float]], queries: int = 1) -> Beams:
     """Return beams that are the same for every query: (lo, hi, score), best first."""
     lo, hi, score = (np.array([column] * queries) for column in zip(*leaves, strict=True))
     size = np.full(queries, len(leaves))
-    return Beams(np.zeros_like(lo), lo, hi, score.astype(np.float64), size, size, 1, None)
+    nothing = np.zeros(lo.shape)
+    return Beams(np.zeros_like(lo), lo, hi, score.astype(np.float64), nothing, 0.0, size, size, 1, None)
 
 
 def grid_vectors(rng: np.random.Generator, rows: int) -> NDArray[np.float32]:
@@ -60,6 +63,29 @@ def test_order_equals_a_plain_sort(ranking: Ranking, seed: int, sizes: list[int]
         assert ranked.beam_QK[query, :size].tolist() == [row[-2] for row in expected]
         assert ranked.cosine_QK[query, :size].tolist() == [row[-1] for row in expected]
         assert ranked.score_QK[query, :size].tolist() == [-row[0] for row in expected]
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**16), sizes=st.lists(st.integers(1, 6), min_size=1, max_size=8), top_k=st.integers(1, 20))
+def test_a_document_counts_its_own_cosine_in_the_place_of_its_leafs_reach(
+    seed: int, sizes: list[int], top_k: int
+) -> None:
+    """Guided beams: what the decoder changed, plus 4 times the best cosine of a leaf; documents have their own."""
+    rng = np.random.default_rng(seed)
+    bounds = np.cumsum([0, *sizes])
+    documents, query = grid_vectors(rng, int(bounds[-1])), grid_vectors(rng, 1)
+    cosines = documents @ query[0]
+    gains = rng.integers(-3, 4, len(sizes)).astype(np.float64)
+    reach = np.maximum.reduceat(cosines, bounds[:-1]).astype(np.float64)
+    order = np.argsort(-(gains + 4 * reach), kind="stable")
+    beams = make_beams([(int(bounds[i]), int(bounds[i + 1]), gains[i] + 4 * reach[i]) for i in order])
+    beams = replace(beams, geometry_QB=4 * reach[order][None], weight=4.0)
+    ranked = rank(beams, "lexicographic", top_k, query, documents)
+    leaf = np.repeat(np.arange(len(sizes)), sizes)
+    scores = gains[leaf] + 4 * cosines
+    expected = sorted(range(len(documents)), key=lambda d: (-scores[d], -cosines[d], d))[:top_k]
+    assert ranked.position_QK[0, : len(expected)].tolist() == expected
+    assert ranked.score_QK[0, : len(expected)].tolist() == scores[expected].tolist()
 
 
 def test_huge_leaf_gives_its_best_by_cosine() -> None:
