@@ -136,20 +136,20 @@ def test_health_check_is_python_that_compiles_and_notices() -> None:
 def test_make_knows_its_targets() -> None:
     if shutil.which("make") is None:
         pytest.skip("no make on PATH")
-    for target in ("serve", "test", "lint", "bench", "train", "clean"):
+    for target in ("serve", "test", "lint", "bench", "results", "train", "clean"):
         done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("failing", "expected"), [("", 0), ("test", 1), ("lint", 1), ("test lint", 1)])
-def test_ci_runs_both_and_fails_with_either(tmp_path: Path, failing: str, expected: int) -> None:
+@pytest.mark.parametrize(("failing", "expected"), [("", 0), ("test", 1), ("lint", 1), ("results", 1), ("test lint", 1)])
+def test_ci_runs_all_and_fails_with_any(tmp_path: Path, failing: str, expected: int) -> None:
     fake = tmp_path / "make"
     fake.write_text(f'#!/bin/sh\necho "$1" >> "{tmp_path}/ran"\ncase " {failing} " in *" $1 "*) exit 2;; esac\n')
     fake.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", str(ROOT / ".ci" / "run")], cwd="/", env=environment, capture_output=True)
     assert done.returncode == expected
-    assert (tmp_path / "ran").read_text().split() == ["test", "lint"]
+    assert (tmp_path / "ran").read_text().split() == ["test", "lint", "results"]
 
 
 # ---------------------------------------------------------------- load test
