@@ -48,9 +48,10 @@ def evaluate(bundle_path: Path, data: Path, settings: Settings) -> Comparison:
         _check_scorings(bundle, settings)
         dataset = load_dataset(data, [settings.split], history=bundle.manifest.model.text.history_count)
         task = make_task(dataset, settings, bundle)
-        rows = [*(_baseline_rows(bundle, task, settings) if settings.baselines else ())]
         codes = pipeline.codes if settings.codes else None
-        vectors_QD = encode_queries(bundle.model, task, settings) if codes else np.zeros((0, 0), np.float32)
+        wanted = settings.baselines or codes
+        vectors_QD = encode_queries(bundle.model, task, settings) if wanted else np.zeros((0, 0), np.float32)
+        rows = [*(_baseline_rows(bundle, vectors_QD, task, settings) if settings.baselines else ())]
         if codes:
             rows += _hamming_rows(codes, vectors_QD, task, settings)
         rows += _walk_rows(bundle, pipeline, task, settings)
@@ -68,11 +69,10 @@ def _check_scorings(bundle: Bundle, settings: Settings) -> None:
         raise DataError(f"bundle '{bundle.path}' does not offer scoring {missing[0]!r}: it offers {', '.join(offered)}")
 
 
-def _baseline_rows(bundle: Bundle, task: Task, settings: Settings) -> Iterator[Row]:
+def _baseline_rows(bundle: Bundle, vectors_QD: NDArray[np.float32], task: Task, settings: Settings) -> Iterator[Row]:
     started = time.perf_counter()
     bm25 = BM25([f"{document.title} {document.text}" for document in task.documents])
     yield _ranked_row("BM25", bm25.search(task.texts, DEPTH), task, settings, time.perf_counter() - started)
-    vectors_QD = encode_queries(bundle.model, task, settings)
     started = time.perf_counter()
     found = dense_search(vectors_QD, bundle.vectors, DEPTH)
     yield _ranked_row("dense, bundle", found, task, settings, time.perf_counter() - started)

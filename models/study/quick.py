@@ -55,8 +55,6 @@ def write_topics(folder: Path, seed: int = 0) -> list[str]:
 
 def write_encoder(folder: Path, texts: list[str]) -> None:
     """Write a Hugging Face folder: a BERT of two narrow layers with random weights, and a tokenizer for the texts."""
-    from transformers import BertConfig, BertModel
-
     tokenizer = Tokenizer(WordPiece(unk_token=SPECIAL[1]))
     tokenizer.normalizer, tokenizer.pre_tokenizer = BertNormalizer(), BertPreTokenizer()
     tokenizer.train_from_iterator(texts, WordPieceTrainer(vocab_size=2000, special_tokens=SPECIAL, show_progress=False))
@@ -64,13 +62,20 @@ def write_encoder(folder: Path, texts: list[str]) -> None:
     tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
+    write_bert(folder, tokenizer.get_vocab_size(), width=32)
+
+
+def write_bert(folder: Path, vocabulary: int, width: int) -> None:
+    """Write a BERT of two layers with random weights, the same every time, as a Hugging Face folder."""
+    from transformers import BertConfig, BertModel
+
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=32,
+        vocab_size=vocabulary,
+        hidden_size=width,
         num_hidden_layers=2,
         num_attention_heads=2,
-        intermediate_size=64,
+        intermediate_size=2 * width,
         max_position_embeddings=64,
     )
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)

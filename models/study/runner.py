@@ -24,6 +24,7 @@ from models.data import DataError, Dataset, load_dataset
 from models.evaluate import evaluate, walk_once
 from models.measures import measure
 from models.measures_deep import head_documents, measure_deep, scaled_depths, split_qrels
+from models.quantizers.quality import HEAD_SHARE
 from models.quantizers.report import load_sids, report_sids
 from models.retriever.recipe import Recipe
 from models.retriever.train import train, train_splits
@@ -35,7 +36,6 @@ from service.index.build import build_bundle
 from service.index.bundle import open_bundle
 from service.search.pipeline import Pipeline
 
-HEAD_SHARE = 0.2
 console = Console(stderr=True)
 
 
@@ -126,12 +126,11 @@ def measure_bundle(path: Path, folder: Path, plan: Plan, limit: int) -> dict[str
         }
         for row in compared.rows
     ]  # fmt: skip
-    history = open_bundle(path).manifest.model.text.history_count
-    dataset = load_dataset(folder, [*train_splits(folder), settings.split], history=history)
-    popularity = {d.id: int(n) for d, n in zip(dataset.documents, dataset.popularity(), strict=True)}
-    quality = report_sids(load_sids(path), popularity)
     deep = {}
     with closing(Pipeline(open_bundle(path))) as pipeline:
+        history = pipeline.bundle.manifest.model.text.history_count
+        dataset = load_dataset(folder, [*train_splits(folder), settings.split], history=history)
+        popularity = {d.id: int(n) for d, n in zip(dataset.documents, dataset.popularity(), strict=True)}
         task = make_task(dataset, settings, pipeline.bundle)
         ids = [document.id for document in task.documents]
         head = head_documents(popularity, ids, HEAD_SHARE)
@@ -146,7 +145,7 @@ def measure_bundle(path: Path, folder: Path, plan: Plan, limit: int) -> dict[str
                 "parts": {name: measure(run, qrels) for name, qrels in parts.items() if qrels},
                 "given": measure_given_first(pipeline, task, scoring, BEAM),
             }
-    sids = quality.as_json()
+    sids = report_sids(load_sids(path), popularity).as_json()
     for level in sids["levels"]:
         del level["counts"]  # a number for every code
     return {"documents": compared.documents, "queries": compared.queries, "rows": rows, "sids": sids, "deep": deep}

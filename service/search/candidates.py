@@ -97,7 +97,7 @@ def _offer_all(
     for child in range(first, last):
         score = base + values[child - first]
         if allowed[child - first] and (size < len(primary) or score >= primary[0]):
-            size = offer(best, size, score, geometry[child - first] if len(geometry) > 0 else 0.0, child, beam)
+            size = offer(best, size, score, geometry[child - first], child, beam)
     return size
 
 
@@ -109,16 +109,14 @@ def _offer_children(
     node, hi, score = beams.node_QB[query, beam], beams.hi_QB[query, beam], beams.score_QB[query, beam]
     first, last = np.int64(tables.child_M[node]), np.int64(tables.child_M[node + 1])
     mark_eligible(scratch.allowed, tables.lo_M, first, last, hi, tables.words_W, tables.ranks_W)
-    values, geometry = scratch.logits, scratch.reaches
+    values = scratch.logits
     base = score - beams.geometry_QB[query, beam]  # the node's own reach gives way to its children's
     if rules.scoring == GEOMETRIC:
         _fill_child_reaches(tables, scores, scratch, query, node, hi, np.bool_(False))
-        values, base = scratch.reaches, 0.0
+        values = scratch.reaches
     else:
         _fill_values(rules, tables, scores, scratch, query, beams.column_QB[query, beam], node, hi)
-    if rules.scoring == GENERATIVE:
-        geometry = scratch.reaches[:0]
-    return _offer_all(scratch.best, size, values, geometry, scratch.allowed, base, beam, first, last)
+    return _offer_all(scratch.best, size, values, scratch.reaches, scratch.allowed, base, beam, first, last)
 
 
 @njit(cache=True, nogil=True)
@@ -132,7 +130,7 @@ def _offer_end(
         return size
     if rules.scoring != GENERATIVE:
         geometry = rules.weight * np.float64(best_cosine(tables.vectors_ND, lo, end, scores.vectors_QD[query]))
-        score = geometry if rules.scoring == GEOMETRIC else score - beams.geometry_QB[query, beam] + geometry
+        score = score - beams.geometry_QB[query, beam] + geometry
     return offer(scratch.best, size, score, geometry, node, beam)
 
 

@@ -224,7 +224,7 @@ def _scratch(tables: WalkTables, beam_width: int) -> Scratch:
     widest = max(1, tables.level_offsets[-1])
     return Scratch(
         logits=np.empty(widest),
-        reaches=np.empty(widest),
+        reaches=np.zeros(widest),  # `generative` leaves them so
         allowed=np.empty(widest, np.bool_),
         best=new_best(beam_width),
     )

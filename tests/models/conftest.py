@@ -7,9 +7,8 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import BertConfig, BertModel
 
+from models.study.quick import write_bert
 from tests.tiny import WORDS, make_documents, write_tokenizer
 
 
@@ -17,16 +16,7 @@ from tests.tiny import WORDS, make_documents, write_tokenizer
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer BERT of width 24 with the tests' word tokenizer, as a local Hugging Face folder."""
     folder = tmp_path_factory.mktemp("encoder")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=400,
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=64,
-    )
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    write_bert(folder, vocabulary=400, width=24)
     write_tokenizer(folder / "tokenizer.json")
     return folder
 
