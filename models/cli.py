@@ -169,7 +169,7 @@ def study(
     report: Annotated[Path | None, typer.Option(help="Markdown page to write; a picture goes beside it.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A tiny study of made-up data that takes minutes.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    limit: Annotated[int, typer.Option(min=0, help="Only the first so many test queries; 0 for all.")] = 0,
+    only: Annotated[list[str] | None, typer.Option(help="Only the cells of this data set; several allowed.")] = None,
 ) -> None:
     """Train and measure every identifier system of the papers, and write one page with all of them."""
     with plain_errors():
@@ -183,7 +183,7 @@ def study(
         if data is None or not encoder:
             raise typer.BadParameter("--data and --encoder are needed, unless the study is --quick")
         chosen = load_plan(plan or (QUICK if quick else SHIPPED))
-        results = run_study(chosen, data, encoder, out / "cells", device, limit)
+        results = run_study(chosen, data, encoder, out / "cells", device, only or ())
         page = report or out / "systems.md"
         write_report(chosen, results, page, "make results ARGS=--quick" if quick else "make results")
     Console().print(str(page))

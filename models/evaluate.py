@@ -35,8 +35,10 @@ FREE_BATCH = 8  # queries decoded together without the trie: Q·B·T scores stay
 Result = list[tuple[str, float]]  # document ids with scores, best first
 
 
-def evaluate(bundle_path: Path, data: Path, settings: Settings) -> Comparison:
-    """Evaluate a bundle on a split of a data set.
+def evaluate(
+    bundle_path: Path, data: Path, settings: Settings, observe: Callable[[Walk], None] | None = None
+) -> Comparison:
+    """Evaluate a bundle on a split of a data set; `observe` sees every walk's candidates.
 
     Raises:
         DataError: the data cannot be used, or the bundle lacks judged documents or a scoring.
@@ -54,7 +56,7 @@ def evaluate(bundle_path: Path, data: Path, settings: Settings) -> Comparison:
         rows = [*(_baseline_rows(bundle, vectors_QD, task, settings) if settings.baselines else ())]
         if codes:
             rows += _hamming_rows(codes, vectors_QD, task, settings)
-        rows += _walk_rows(bundle, pipeline, task, settings)
+        rows += _walk_rows(bundle, pipeline, task, settings, observe or (lambda _: None))
         free = min(settings.free_queries, len(task.ids))
         facts = (str(bundle_path), bundle.digest, data.resolve().name, settings.split)
         cascades = list(measure_cascades(codes, vectors_QD)) if codes else []
@@ -100,7 +102,9 @@ def _ranked_row(
     return row
 
 
-def _walk_rows(bundle: Bundle, pipeline: Pipeline, task: Task, settings: Settings) -> list[Row]:
+def _walk_rows(
+    bundle: Bundle, pipeline: Pipeline, task: Task, settings: Settings, observe: Callable[[Walk], None]
+) -> list[Row]:
     scorings = settings.scorings or tuple(bundle.manifest.model.scorings)
     sids = {bundle.trie.sid(position) for position in range(len(task.documents))}
     free = free_shares(pipeline, task, settings, sids) if "generative" in scorings else {}
@@ -110,6 +114,7 @@ def _walk_rows(bundle: Bundle, pipeline: Pipeline, task: Task, settings: Setting
             pipeline.search(task.texts[:1], SearchOptions(scoring=scoring))  # compile kernels before any clock runs
             for beam in settings.beams:
                 walk = walk_once(pipeline, task, scoring, beam, settings.batch, advance)
+                observe(walk)
                 shares = known_share(walk, bundle, sids), free.get(beam) if scoring == "generative" else None
                 rows += _rankings(walk, task, settings, bundle.manifest.model.fusion_weight, shares)
     order = {ranking: number for number, ranking in enumerate(settings.rankings)}

@@ -101,6 +101,14 @@ def make_task(dataset: Dataset, settings: Settings, bundle: Bundle) -> Task:
     return Task(documents, ids, texts, [dataset.histories.get(query, ()) for query in ids], qrels)
 
 
+def first_queries(task: Task, count: int) -> Task:
+    """The same task with the first so many queries only."""
+    ids = task.ids[:count]
+    return Task(
+        task.documents, ids, task.texts[:count], task.histories[:count], {query: task.qrels[query] for query in ids}
+    )
+
+
 def encode_queries(model: Model, task: Task, settings: Settings) -> NDArray[np.float32]:
     """Encode all queries with a model's encoder: (Q, D) unit vectors."""
     encoder = make_encoder(model, settings.threads)

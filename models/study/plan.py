@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ class Cell(BaseModel):
         group: the table that it stands in.
         recipe: a shipped recipe, or a TOML file.
         changes: dotted key → value; `stage.` changes every stage that is left, a whole table may be given at once.
+        data: only on these of the plan's data sets; empty for all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +34,7 @@ class Cell(BaseModel):
     group: str
     recipe: str
     changes: dict[str, Any] = Field(default_factory=dict)
+    data: tuple[str, ...] = ()
 
 
 class Plan(BaseModel):
@@ -40,6 +44,8 @@ class Plan(BaseModel):
         seeds: every cell is trained with each.
         data: names of folders in the BEIR layout.
         beams: beam widths that are measured; deep measures are taken at the widest.
+        queries: the first so many judged test queries are asked; 0 for all.
+        encoder: the recipe whose contrast stages tune a data set's encoder.
         common: changes to every cell, before its own.
         history: further changes on data sets whose queries have earlier items.
         cell: the cells.
@@ -50,9 +56,33 @@ class Plan(BaseModel):
     seeds: tuple[int, ...] = Field(min_length=1)
     data: tuple[str, ...] = Field(min_length=1)
     beams: tuple[int, ...] = Field(min_length=1)
+    queries: int = Field(default=0, ge=0)
+    encoder: str = "hhq"
     common: dict[str, Any] = Field(default_factory=dict)
     history: dict[str, Any] = Field(default_factory=dict)
     cell: tuple[Cell, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One training of the study."""
+
+    data: str
+    cell: Cell
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        """Where it is trained and where its figures stay."""
+        return out / self.data / re.sub(r"[^a-z0-9]+", "-", self.cell.name.lower()).strip("-") / str(self.seed)
+
+
+def places(plan: Plan) -> Iterator[Place]:
+    """Go over all trainings: first every system once, so that tables fill from the top."""
+    for seed in plan.seeds:
+        for data in plan.data:
+            for cell in plan.cell:
+                if not cell.data or data in cell.data:
+                    yield Place(data, cell, seed)
 
 
 def load_plan(path: Path = SHIPPED) -> Plan:
@@ -61,9 +91,7 @@ def load_plan(path: Path = SHIPPED) -> Plan:
 
 
 def cell_recipe(cell: Cell, encoder: Path, seed: int, shared: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a cell on a tuned encoder: without its contrast stages, the encoder frozen, changed.
-
-    A joint stage keeps moving the encoder: that is what DGI is.
+    """Return the recipe of a cell on a tuned encoder: without its contrast stages, changed.
 
     Raises:
         RecipeError: the changed recipe is none.
@@ -77,9 +105,9 @@ def cell_recipe(cell: Cell, encoder: Path, seed: int, shared: Mapping[str, Any])
     return parse_recipe(table)
 
 
-def encoder_recipe(encoder: str, shared: Mapping[str, Any]) -> Recipe:
-    """Return the recipe that tunes a data set's encoder: the contrast stages of `hhq`, and nothing to decode."""
-    table = read_table("hhq")[1]
+def encoder_recipe(recipe: str, encoder: str, shared: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that tunes a data set's encoder: the contrast stages of a recipe, and nothing to decode."""
+    table = read_table(recipe)[1]
     table["stage"] = [stage for stage in table["stage"] if stage["objective"] == "contrast"]
     for key, value in shared.items():
         if not key.startswith("stage."):

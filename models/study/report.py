@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from models.study.claims import BEAM, CLAIMS, find, spread
-from models.study.plan import Plan
+from models.study.plan import Plan, places
 
 SHOWN = (
     ("p_unique", "p_unique"), ("cosine", "cosine"), ("Gini, level 1", "gini.1"), ("level 2", "gini.2"),
@@ -16,10 +17,11 @@ SHOWN = (
     ("R@10", "guided.R@10"), ("MRR@10", "guided.MRR@10"),
 )  # fmt: skip
 DEEP = (
-    ("R@1, first code given", "given.R@1"), ("Hallu", "hallu"), ("Ret-Per", "retrieved"),
+    ("R@1, first code given", "given.R@1"), ("Hallu", "invalid"), ("Ret-Per", "retrieved"),
     ("R at a tenth of the corpus", "recall.deepest"),
     ("head R@10", "head.R@10"), ("tail R@10", "tail.R@10"), ("head R@100", "head.R@100"), ("tail R@100", "tail.R@100"),
 )  # fmt: skip
+INVALID = "Share of IDs that no document has, among the first so many beams of decoding without the trie, and with it."
 BASELINES = ("BM25", "dense, bundle")
 
 
@@ -34,6 +36,17 @@ def write_report(plan: Plan, results: Mapping[str, Any], path: Path, command: st
             names = [cell.name for cell in plan.cell if cell.group == group and cell.name in cells]
             if names:
                 lines += [f"### {group}", "", *_table(cells, names, SHOWN), "", *_table(cells, names, DEEP), ""]
+        names = [cell.name for cell in plan.cell if cell.name in cells]
+        lines += ["### Popularity", "", *_popularity(cells, names), ""]
+        invalid = tuple((f"beam {beam}", f"invalid.{beam}") for beam in plan.beams)
+        lines += [
+            "### Invalid IDs",
+            "",
+            INVALID,
+            "",
+            *_table(cells, names, (*invalid, ("with the trie", "made-up"))),
+            "",
+        ]
     if results:
         plot(results, picture)
         lines += [f"![R@10 of every system]({picture.name})", ""]
@@ -44,10 +57,10 @@ def _head(plan: Plan, results: Mapping[str, Any], command: str) -> Iterator[str]
     done = sum(len(seeds) for cells in results.values() for seeds in cells.values())
     yield "# Five systems side by side"
     yield ""
-    yield f"Made by `{command}`: {done} of {len(plan.cell) * len(plan.data) * len(plan.seeds)} trainings are done."
-    yield "All cells of a data set share one tuned encoder, frozen but for DGI's. Means over seeds ± the deviation of"
-    yield f"one; retrieval lexicographic at beam {BEAM}, deep measures at beam {max(plan.beams)}. A reproduction: sizes"
-    yield "are a hundredth of the papers'."
+    yield f"Made by `{command}`: {done} of {len(list(places(plan)))} trainings are done."
+    yield "All cells of a data set share one tuned encoder; it is frozen, but where a cell says that it learns. Means"
+    yield f"over seeds ± the deviation of one; retrieval lexicographic at beam {BEAM}, deep measures at beam"
+    yield f"{max(plan.beams)}. A reproduction: sizes are a hundredth of the papers'."
 
 
 def _claims(results: Mapping[str, Any]) -> Iterator[str]:
@@ -79,6 +92,26 @@ def _table(cells: Mapping[str, Any], names: list[str], columns: tuple[tuple[str,
     yield "| --- | --- | " + " | ".join("---" for _ in columns) + " |"
     for name in names:
         yield f"| {name} | {len(cells[name])} | " + " | ".join(_cell(cells[name], m) for _, m in columns) + " |"
+
+
+def _popularity(cells: Mapping[str, Any], names: list[str]) -> Iterator[str]:
+    """Hits of generative walks by how often train queries ask for the document; the buckets are the same for all."""
+    first = [found for found in (_buckets(cells[name]) for name in names) if found]
+    if not first:
+        return
+    yield "Hits in the first ten, generative, by how often train queries ask for the document; equal shares of them."
+    yield ""
+    titles = [f"{b['least']} to {b['most']} ({b['queries']:,} queries)" for b in first[0][0]]
+    yield "| system | " + " | ".join(titles) + " |"
+    yield "| --- | " + " | ".join("---" for _ in titles) + " |"
+    for name in names:
+        if seeds := _buckets(cells[name]):
+            rates = [[b["hits"] / b["queries"] for b in same if b["queries"]] for same in zip(*seeds, strict=True)]
+            yield f"| {name} | " + " | ".join(f"{fmean(found):.3f}" if found else "" for found in rates) + " |"
+
+
+def _buckets(seeds: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
+    return [result["deep"]["generative"]["buckets"] for result in seeds.values() if "generative" in result["deep"]]
 
 
 def _cell(seeds: Mapping[str, Any], metric: str) -> str:

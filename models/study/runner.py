@@ -10,57 +10,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from models.data import DataError, Dataset, load_dataset
-from models.evaluate import evaluate, walk_once
+from models.evaluate import Walk, evaluate
 from models.measures import measure
 from models.measures_deep import head_documents, measure_deep, scaled_depths, split_qrels
+from models.popularity import hits_by_popularity
 from models.quantizers.quality import HEAD_SHARE
 from models.quantizers.report import load_sids, report_sids
 from models.retriever.recipe import Recipe
 from models.retriever.train import train, train_splits
 from models.study.claims import BEAM
 from models.study.given import measure_given_first
-from models.study.plan import Cell, Plan, cell_recipe, encoder_recipe
-from models.task import Settings, make_task
+from models.study.plan import Plan, cell_recipe, encoder_recipe, places
+from models.task import Settings, Task, first_queries, make_task
 from service.index.build import build_bundle
 from service.index.bundle import open_bundle
 from service.search.pipeline import Pipeline
 
 console = Console(stderr=True)
+GIVEN_QUERIES = 500  # walks with the first code given are walked one by one
+HIT_DEPTH = 10  # of hits by popularity
 
 
-@dataclass(frozen=True)
-class Place:
-    """One training of the study."""
-
-    data: str
-    cell: Cell
-    seed: int
-
-    def folder(self, out: Path) -> Path:
-        """Where it is trained and where its figures stay."""
-        return out / self.data / re.sub(r"[^a-z0-9]+", "-", self.cell.name.lower()).strip("-") / str(self.seed)
-
-
-def places(plan: Plan) -> Iterator[Place]:
-    """Go over all trainings: first every system once, so that tables fill from the top."""
-    for seed in plan.seeds:
-        for data in plan.data:
-            for cell in plan.cell:
-                yield Place(data, cell, seed)
-
-
-def run_study(plan: Plan, data: Path, encoder: str, out: Path, device: str = "cpu", limit: int = 0) -> dict[str, Any]:
+def run_study(
+    plan: Plan, data: Path, encoder: str, out: Path, device: str = "cpu", only: Collection[str] = ()
+) -> dict[str, Any]:
     """Run what is not done yet, one cell after the other.
 
     Args:
@@ -69,25 +53,27 @@ def run_study(plan: Plan, data: Path, encoder: str, out: Path, device: str = "cp
         encoder: Hugging Face encoder that all cells start from.
         out: folder of the study.
         device: where to train.
-        limit: queries to measure; 0 for all of a test split.
+        only: run the cells of these data sets, so that several processes can share a plan; empty for all.
 
     Returns:
         The results by data set, cell and seed.
 
     Raises:
-        DataError: a data set is missing.
+        DataError: a data set is missing, or `only` names one that the plan lacks.
     """
-    todo = list(places(plan))
+    if unknown := sorted(set(only) - set(plan.data)):
+        raise DataError(f"the plan has no data set {unknown[0]!r}: it has {', '.join(plan.data)}")
+    todo = [place for place in places(plan) if not only or place.data in only]
     for number, place in enumerate(todo, 1):
         folder = data / place.data
         if not (folder / "corpus.jsonl").is_file():
             raise DataError(f"{folder}: no corpus.jsonl there; the plan names the data sets {', '.join(plan.data)}")
         shared = plan.common | (plan.history if (folder / "sequences.jsonl").is_file() else {})
-        tuned = tune_encoder(encoder_recipe(encoder, shared), folder, out / place.data, device)
+        tuned = tune_encoder(encoder_recipe(plan.encoder, encoder, shared), folder, out / place.data, device)
         recipe = cell_recipe(place.cell, tuned, place.seed, shared)
         if read_result(place.folder(out), recipe) is None:
             console.rule(f"{number} of {len(todo)}: {place.data}, {place.cell.name}, seed {place.seed}")
-            run_cell(recipe, folder, place.folder(out), plan, device, limit)
+            run_cell(recipe, folder, place.folder(out), plan, device)
     return collect(plan, out)
 
 
@@ -100,13 +86,13 @@ def tune_encoder(recipe: Recipe, folder: Path, out: Path, device: str) -> Path:
     return run / "encoder"
 
 
-def run_cell(recipe: Recipe, folder: Path, out: Path, plan: Plan, device: str, limit: int) -> None:
+def run_cell(recipe: Recipe, folder: Path, out: Path, plan: Plan, device: str) -> None:
     """Train, index, measure, write the figures down, clear up."""
     dataset = _load(folder, recipe)
     keep_if_same(out / "run", recipe)
     model = train(recipe, [dataset], out / "run", device)
     build_bundle(model, dataset.documents, out / "bundle", progress=False, replace=True)
-    result = measure_bundle(out / "bundle", folder, plan, limit)
+    result = measure_bundle(out / "bundle", folder, plan)
     result["fingerprint"] = fingerprint(recipe)
     partial = out / "result.partial"
     partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -115,40 +101,59 @@ def run_cell(recipe: Recipe, folder: Path, out: Path, plan: Plan, device: str, l
         shutil.rmtree(out / name)
 
 
-def measure_bundle(path: Path, folder: Path, plan: Plan, limit: int) -> dict[str, Any]:
+def measure_bundle(path: Path, folder: Path, plan: Plan) -> dict[str, Any]:
     """All figures of a bundle: its SIDs, retrieval by every scoring, deep measures, head and tail."""
-    settings = Settings(rankings=("lexicographic",), beams=plan.beams, limit=limit, free_queries=200)
-    compared = evaluate(path, folder, settings)
+    settings = Settings(rankings=("lexicographic",), beams=plan.beams, limit=plan.queries, free_queries=200)
+    widest: dict[str, list[list[str]]] = {}
+
+    def keep_widest(walk: Walk) -> None:
+        if walk.beam == max(plan.beams):
+            widest[walk.scoring] = [[hit.id for hit in hits] for hits in walk.hits]
+
+    compared = evaluate(path, folder, settings, keep_widest)
     rows = [
         {
             "system": row.system, "scoring": row.scoring, "beam": row.beam, "measures": row.measures,
-            "valid_free": row.valid_free, "milliseconds": row.milliseconds,
+            "valid_trie": row.valid_trie, "valid_free": row.valid_free, "milliseconds": row.milliseconds,
         }
         for row in compared.rows
     ]  # fmt: skip
-    deep = {}
     with closing(Pipeline(open_bundle(path))) as pipeline:
         history = pipeline.bundle.manifest.model.text.history_count
         dataset = load_dataset(folder, [*train_splits(folder), settings.split], history=history)
-        popularity = {d.id: int(n) for d, n in zip(dataset.documents, dataset.popularity(), strict=True)}
         task = make_task(dataset, settings, pipeline.bundle)
-        ids = [document.id for document in task.documents]
-        head = head_documents(popularity, ids, HEAD_SHARE)
-        for scoring in pipeline.bundle.manifest.model.scorings:
-            walk = walk_once(pipeline, task, scoring, max(plan.beams), settings.batch, lambda _: None)
-            run = {query: [hit.id for hit in hits] for query, hits in zip(task.ids, walk.hits, strict=True)}
-            found = measure_deep(run, task.qrels, scaled_depths(len(ids)))
-            parts = split_qrels(task.qrels, head)
-            deep[scoring] = {
-                "recall": {str(depth): value for depth, value in found.recall.items()},
-                "retrieved": found.retrieved,
-                "parts": {name: measure(run, qrels) for name, qrels in parts.items() if qrels},
-                "given": measure_given_first(pipeline, task, scoring, BEAM),
-            }
-    sids = report_sids(load_sids(path), popularity).as_json()
+        asked = {d.id: int(n) for d, n in zip(dataset.documents, dataset.popularity(), strict=True)}
+        deep = {
+            scoring: measure_far_down(dict(zip(task.ids, found, strict=True)), task, asked)
+            for scoring, found in widest.items()
+        }
+        alone = "generative" if "generative" in widest else "geometric"
+        given = measure_given_first(pipeline, first_queries(task, GIVEN_QUERIES), alone, BEAM)
+    sids = report_sids(load_sids(path), asked).as_json()
     for level in sids["levels"]:
         del level["counts"]  # a number for every code
-    return {"documents": compared.documents, "queries": compared.queries, "rows": rows, "sids": sids, "deep": deep}
+    counts = {"documents": compared.documents, "queries": compared.queries}
+    return counts | {"rows": rows, "sids": sids, "deep": deep, "given": given}
+
+
+def measure_far_down(run: dict[str, list[str]], task: Task, asked: dict[str, int]) -> dict[str, Any]:
+    """Recall far down, items a query, head and tail, and hits by how often train queries ask for a document."""
+    ids = [document.id for document in task.documents]
+    position = {document: place for place, document in enumerate(ids)}
+    found = measure_deep(run, task.qrels, scaled_depths(len(ids)))
+    parts = split_qrels(task.qrels, head_documents(asked, ids, HEAD_SHARE))
+    pairs = [(query, document) for query, grades in task.qrels.items() for document in grades if grades[document] > 0]
+    buckets = hits_by_popularity(
+        np.asarray([asked[document] for document in ids]),
+        np.asarray([position[document] for _, document in pairs]),
+        np.asarray([document in run[query][:HIT_DEPTH] for query, document in pairs]),
+    )
+    return {
+        "recall": {str(depth): value for depth, value in found.recall.items()},
+        "retrieved": found.retrieved,
+        "parts": {name: measure(run, qrels) for name, qrels in parts.items() if qrels},
+        "buckets": [asdict(bucket) for bucket in buckets],
+    }
 
 
 def keep_if_same(run: Path, recipe: Recipe) -> bool:

@@ -29,7 +29,7 @@ def test_every_cell_is_a_recipe_on_the_shared_encoder(path: Path) -> None:
 
 def test_the_encoder_is_tuned_and_decodes_nothing() -> None:
     plan = load_plan()
-    recipe = encoder_recipe("base", plan.common)
+    recipe = encoder_recipe(plan.encoder, "base", plan.common)
     assert {stage.objective for stage in recipe.stage} == {"contrast"}
     assert (recipe.decoder.layers, recipe.encoder.name) == (0, "base")
     assert recipe.pseudo_queries.per_document == plan.common["pseudo_queries.per_document"]

@@ -12,9 +12,9 @@ import pytest
 from models.data import DataError
 from models.study import runner
 from models.study.claims import Claim, figure, find
-from models.study.plan import Cell, Plan
+from models.study.plan import Cell, Place, Plan, places
 from models.study.report import write_report
-from models.study.runner import Place, run_study
+from models.study.runner import run_study
 
 PLAN = Plan(
     seeds=(0, 1),
@@ -49,11 +49,14 @@ def test_every_cell_has_its_figures_and_leaves_nothing_else(study: tuple[dict[st
             assert (result["documents"], result["queries"]) == (60, 60)
             assert 0 < figure(result, "p_unique") <= 1
             assert {row["scoring"] for row in result["rows"]} == {"", "generative", "geometric", "guided"}
+            assert figure(result, "made-up") == 0.0
             for name in (
                 "cosine",
                 "gini.2",
                 "guided.R@10",
-                "hallu",
+                "invalid",
+                "invalid.5",
+                "made-up",
                 "retrieved",
                 "recall.deepest",
                 "tail.R@10",
@@ -101,8 +104,10 @@ def test_the_page_has_every_cell_and_verdict(study: tuple[dict[str, Any], Path],
     assert "4 of 4 trainings are done" in page
     assert "| 1 HHQ gives more documents an ID of their own than RQ-KMeans | " in page
     rows = [line for line in page.splitlines() if line.startswith(("| hhq | 2 |", "| rq_kmeans | 2 |"))]
-    assert len(rows) == 4, "both cells, in both tables"
-    assert all("±" in row for row in rows)
+    assert len(rows) == 6, "both cells, in all three tables"
+    assert all("±" in row for row in rows), rows
+    assert "### Popularity" in page
+    assert "| system | seeds | beam 5 | beam 10 | with the trie |" in page
     assert (tmp_path / "page.png").stat().st_size > 1000
 
 
@@ -123,6 +128,20 @@ def test_verdicts_weigh_the_gap_against_the_seeds(
     results = {"data": {"a": cell(left), "b": cell(right)}}
     (found,) = find([Claim("", "", "a", "b", "cosine", sign), Claim("", "", "a", "missing", "cosine")], results)
     assert found.verdict == verdict
+
+
+def test_one_seed_says_so_and_cells_keep_to_their_data(tmp_path: Path) -> None:
+    cells = {name: {"0": {"sids": {"cosine": n}, "deep": {"geometric": {}}}} for n, name in enumerate(("a", "b"))}
+    (found,) = find([Claim("", "", "a", "b", "cosine")], {"data": cells})
+    assert found.verdict == "opposite, one seed"
+    plan = PLAN.model_copy(
+        update={"data": ("tiny", "other"), "cell": (PLAN.cell[0], PLAN.cell[1].model_copy(update={"data": ("other",)}))}
+    )
+    assert [(place.data, place.cell.name) for place in places(plan) if place.seed == 0] == [
+        ("tiny", "hhq"), ("other", "hhq"), ("other", "rq_kmeans"),
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="the plan has no data set 'else': it has tiny"):
+        run_study(PLAN, tmp_path, "", tmp_path, only=["else"])
 
 
 def test_a_missing_data_set_is_named(tiny_encoder: Path, tmp_path: Path) -> None:
