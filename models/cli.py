@@ -135,19 +135,23 @@ def quantize(
     vectors: Annotated[list[Path], typer.Argument(help=".npy arrays (documents, dimensions) of vectors.")],
     system: Annotated[list[str] | None, typer.Option(help="Quantizers to compare; hhq and rq_kmeans.")] = None,
     codes: Annotated[list[int] | None, typer.Option(help="Codes of a level; 128 and 256.")] = None,
-    levels: Annotated[int, typer.Option(min=1, help="Codes of a semantic ID.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    levels: Annotated[list[int] | None, typer.Option(min=1, help="Codes of a semantic ID; 4.")] = None,
+    dims: Annotated[list[int] | None, typer.Option(min=1, help="Keep so many principal dimensions; all.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Of every random choice; several give deviations; 0.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw a PNG by depth.")] = None,
 ) -> None:
     """Compare quantizers on your vectors at equal size: unique IDs, cosine, and how evenly codes are used."""
     with plain_errors():
-        from models.quantizers.compare import as_table, compare
+        from models.quantizers import compare as quantizers
 
-        rows = [
-            row
-            for path in vectors
-            for row in compare(path, system or ["hhq", "rq_kmeans"], codes or [128, 256], levels, seed)
-        ]
-        _console().print(as_table(rows))
+        sizes = codes or [128, 256], levels or [4], seed or [0], dims or []
+        rows = [row for path in vectors for row in quantizers.compare(path, system or ["hhq", "rq_kmeans"], *sizes)]
+        _console().print(quantizers.as_table(rows))
+        if markdown is not None:
+            markdown.write_text(quantizers.as_markdown(rows), encoding="utf-8")
+        if plot is not None:
+            quantizers.plot(rows, plot)
 
 
 @contextmanager

@@ -1,8 +1,13 @@
-"""Quantizers beside each other on the same vectors at the same sizes: the table by which to choose one."""
+"""Quantizers beside each other on the same vectors at the same sizes: the table by which to choose one.
+
+Shapes: N documents, D dimensions, L levels.
+"""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,18 +18,31 @@ from rich.table import Table
 from models.quantizers.base import FloatArray, make_quantizer
 from models.quantizers.points import VectorError
 from models.quantizers.quality import measure_sids
+from service.ops.progress import progress_bar
+
+HEADER = ("vectors", "system", "dims", "K", "levels", "p_unique", "cosine", "Gini by level")
 
 
 class Compared(NamedTuple):
-    """One row: distinct SIDs per document, mean cosine of the reconstruction, and the Gini coefficient by level."""
+    """One row: distinct SIDs per document, mean cosine of the reconstruction, and the Gini coefficient by level.
+
+    Figures are tuples over seeds, `gini` of means by level.
+    """
 
     vectors: str
     system: str
+    dims: int
     codes: int
     levels: int
-    p_unique: float
-    cosine: float
+    p_unique: tuple[float, ...]
+    cosine: tuple[float, ...]
     gini: tuple[float, ...]
+
+    def cells(self) -> list[str]:
+        """The row as text, in the order of `HEADER`."""
+        gini = " / ".join(f"{value:.2f}" for value in self.gini)
+        figures = [_spread(self.p_unique), _spread(self.cosine), gini]
+        return [self.vectors, self.system, str(self.dims), str(self.codes), str(self.levels), *figures]
 
 
 def load_vectors(path: Path) -> FloatArray:
@@ -36,35 +54,107 @@ def load_vectors(path: Path) -> FloatArray:
     array: NDArray[np.floating] = np.load(path, allow_pickle=False)
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating) or len(array) < 2:
         raise VectorError(f"{path}: expected floats (documents, dimensions), got {array.dtype} {array.shape}")
-    vectors = array.astype(np.float32)
-    unit: FloatArray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return unit
+    return _unit(array.astype(np.float32))
 
 
-def compare(path: Path, systems: Sequence[str], codes: Sequence[int], levels: int, seed: int = 0) -> list[Compared]:
-    """Fit every system at every size on one file of vectors."""
+def reduce_dims(vectors_ND: FloatArray, dims: int) -> FloatArray:
+    """Turn vectors to their principal directions, keep the first `dims` coordinates, make them unit again.
+
+    What an encoder with Matryoshka prefixes gives for free (HHQ, appendix B), for one without.
+
+    Raises:
+        VectorError: more dimensions than the vectors have.
+    """
+    if not 1 <= dims <= vectors_ND.shape[1]:
+        raise VectorError(f"{dims} dimensions asked of vectors with {vectors_ND.shape[1]}: give 1 to that many")
+    if dims == vectors_ND.shape[1]:
+        return vectors_ND
+    _, axes_DD = np.linalg.eigh(vectors_ND.T @ vectors_ND)
+    return _unit(vectors_ND @ axes_DD[:, ::-1][:, :dims])
+
+
+def compare(
+    path: Path,
+    systems: Sequence[str],
+    codes: Sequence[int],
+    levels: Sequence[int],
+    seeds: Sequence[int] = (0,),
+    dims: Sequence[int] = (),
+) -> list[Compared]:
+    """Fit every system at every size with every seed on one file of vectors; no `dims` means all of them."""
     vectors_ND = load_vectors(path)
     name = path.parent.name or path.stem
+    sizes = list(product(dims or [vectors_ND.shape[1]], codes, levels, systems))
     rows = []
-    for size in codes:
-        for system in systems:
-            quantizer = make_quantizer({"system": system, "level_sizes": [size] * levels, "seed": seed})
-            quantizer.fit(vectors_ND)
-            codes_NL = quantizer.encode(vectors_ND)
-            quality = measure_sids(codes_NL, quantizer.level_sizes)
-            rebuilt_ND = quantizer.reconstruct(codes_NL)
-            norms_N = np.maximum(np.linalg.norm(rebuilt_ND, axis=1), 1e-12)
-            cosine = float(((rebuilt_ND * vectors_ND).sum(1) / norms_N).mean())
-            gini = tuple(level.gini for level in quality.levels)
-            rows.append(Compared(name, system, size, levels, quality.p_unique, cosine, gini))
+    with progress_bar(name, len(sizes) * len(seeds)) as advance:
+        for kept, size, depth, system in sizes:
+            found = []
+            for seed in seeds:
+                found.append(_measure(system, [size] * depth, seed, reduce_dims(vectors_ND, kept)))
+                advance(1)
+            uniques, cosines, ginis = zip(*found, strict=True)
+            gini = tuple(statistics.fmean(level) for level in zip(*ginis, strict=True))
+            rows.append(Compared(name, system, kept, size, depth, uniques, cosines, gini))
     return rows
 
 
 def as_table(rows: Sequence[Compared]) -> Table:
     """The rows as a table for the terminal."""
-    table = Table("vectors", "system", "K", "levels", "p_unique", "cosine", "Gini by level")
+    table = Table(*HEADER)
     for row in rows:
-        gini = " / ".join(f"{value:.2f}" for value in row.gini)
-        figures = (str(row.codes), str(row.levels), f"{row.p_unique:.4f}", f"{row.cosine:.4f}", gini)
-        table.add_row(row.vectors, row.system, *figures)
+        table.add_row(*row.cells())
     return table
+
+
+def as_markdown(rows: Sequence[Compared]) -> str:
+    """The rows as a Markdown table."""
+    lines = [HEADER, ["---"] * len(HEADER), *(row.cells() for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def plot(rows: Sequence[Compared], path: Path) -> None:
+    """Draw p_unique and cosine by depth as a PNG, a line for each system and size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys((row.vectors, row.dims) for row in rows))
+    figure, panels = pyplot.subplots(2, len(names), figsize=(4 * len(names), 7), squeeze=False, sharex=True)
+    for column, (vectors, dims) in enumerate(names):
+        here = [row for row in rows if (row.vectors, row.dims) == (vectors, dims)]
+        for system, codes in dict.fromkeys((row.system, row.codes) for row in here):
+            line = sorted((row for row in here if (row.system, row.codes) == (system, codes)), key=lambda r: r.levels)
+            depths = [row.levels for row in line]
+            style = {"marker": "o", "label": f"{system}, K = {codes}"}
+            panels[0][column].plot(depths, [statistics.fmean(row.p_unique) for row in line], **style)
+            panels[1][column].plot(depths, [statistics.fmean(row.cosine) for row in line], **style)
+        panels[0][column].set_title(f"{vectors}, {dims} dimensions")
+        panels[1][column].set_xlabel("levels")
+    panels[0][0].set_ylabel("p_unique")
+    panels[1][0].set_ylabel("cosine")
+    panels[0][0].legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _measure(
+    system: str, level_sizes: list[int], seed: int, vectors_ND: FloatArray
+) -> tuple[float, float, tuple[float, ...]]:
+    quantizer = make_quantizer({"system": system, "level_sizes": level_sizes, "seed": seed})
+    quantizer.fit(vectors_ND)
+    codes_NL = quantizer.encode(vectors_ND)
+    quality = measure_sids(codes_NL, quantizer.level_sizes)
+    cosine = float((_unit(quantizer.reconstruct(codes_NL)) * vectors_ND).sum(1).mean())
+    return quality.p_unique, cosine, tuple(level.gini for level in quality.levels)
+
+
+def _unit(vectors_ND: FloatArray) -> FloatArray:
+    unit: FloatArray = vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{statistics.fmean(values):.4f}"
+    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
