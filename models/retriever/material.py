@@ -19,7 +19,14 @@ from service.model.text import document_text, query_text
 
 @dataclass
 class Material:
-    """Everything a run reads: tokenized documents, train queries, pseudo-queries and a held-out part of train."""
+    """Everything a run reads: tokenized documents, train queries, pseudo-queries, and queries to validate on.
+
+    Attributes:
+        documents, queries: tokenized texts.
+        real, pseudo: pairs to train on.
+        held_out: pairs to validate on: the dev split where there is one, otherwise a part of train.
+        names: of the data sets.
+    """
 
     documents: Texts
     queries: Texts
@@ -34,24 +41,26 @@ class Material:
 
 
 def gather(datasets: Sequence[Dataset], recipe: Recipe, tokenizer: Tokenizer) -> Material:
-    """Tokenize one or several data sets as one corpus; their train splits only."""
+    """Tokenize one or several data sets as one corpus; of their splits train and dev only."""
     settings = recipe.text
     documents: list[str] = []
     texts: list[str] = []
     real: list[Pair] = []
     pseudo: list[Pair] = []
+    dev: list[Pair] = []
     for dataset in datasets:
         base = len(documents)
         documents += [document_text(d.title, d.text, settings) for d in dataset.documents]
-        for query, document in dataset.pairs("train") if "train" in dataset.qrels else []:
-            history = dataset.histories.get(query, ())
-            real.append((len(texts), base + document))
-            texts.append(query_text(dataset.queries[query], history, settings))
+        for split, pairs in (("train", real), ("dev", dev)):
+            for query, document in dataset.pairs(split) if split in dataset.qrels else []:
+                history = dataset.histories.get(query, ())
+                pairs.append((len(texts), base + document))
+                texts.append(query_text(dataset.queries[query], history, settings))
         for text, document in make_pseudo_queries(dataset, recipe):
             pseudo.append((len(texts), base + document))
             texts.append(query_text(text, (), settings))
     generator = np.random.default_rng(recipe.seed)
-    held = set(generator.permutation(len(real))[: int(recipe.dev_share * len(real))].tolist())
+    held = set() if dev else set(generator.permutation(len(real))[: int(recipe.dev_share * len(real))].tolist())
     return Material(
         documents=tokenize(tokenizer, documents, settings.max_document_tokens),
         queries=tokenize(
@@ -59,7 +68,7 @@ def gather(datasets: Sequence[Dataset], recipe: Recipe, tokenizer: Tokenizer) ->
         ),  # the query stands behind its history
         real=[pair for row, pair in enumerate(real) if row not in held],
         pseudo=pseudo,
-        held_out=[real[row] for row in sorted(held)],
+        held_out=dev or [real[row] for row in sorted(held)],
         names=tuple(dataset.folder.name for dataset in datasets),
     )
 

@@ -114,7 +114,8 @@ class Stage(Table):
     """`[[stage]]`: `contrast` tunes the encoder, `decode` trains the decoder on paths, `joint` also the codebooks.
 
     `batch` counts documents in `contrast` (all their queries come along) and queries in `decode`. A `decode` stage with
-    `encoder_lr > 0` moves the encoder too, held near its document vectors by `anchor`.
+    `encoder_lr > 0` moves the encoder too, held near its document vectors by `anchor`. `leave_out` is the probability
+    with which a contrast stage cuts a query that is copied from its document out of it.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Stage(Table):
     decoder_lr: float = Field(default=5e-4, ge=0)
     quantizer_lr: float = Field(default=5e-4, ge=0)
     anchor: float = Field(default=0.0, ge=0)
+    leave_out: float = Field(default=0.0, ge=0, le=1)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     patience: int = Field(default=0, ge=0)
 
@@ -136,6 +138,8 @@ class Stage(Table):
             raise ValueError(f"stage {self.name!r}: a contrast stage trains the encoder, encoder_lr must be above 0")
         if self.objective == "joint" and (self.patience or self.anchor):
             raise ValueError(f"stage {self.name!r}: patience and anchor have no meaning while codes move: remove them")
+        if self.leave_out and self.objective != "contrast":
+            raise ValueError(f"stage {self.name!r}: leave_out belongs to contrast stages, this one is {self.objective}")
         if self.objective != "joint" and "quantizer_lr" in self.model_fields_set:
             raise ValueError(f"stage {self.name!r}: quantizer_lr belongs to joint stages, this one is {self.objective}")
         return self

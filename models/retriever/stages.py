@@ -67,7 +67,10 @@ def contrast_epoch(work: Work, seed: str) -> dict[str, float]:
     work.retriever.train()
     for count, rows_G in enumerate(clumped_batches(sorted(of_document), work.vectors_ND, work.stage.batch, rng), 1):
         pairs_B = [(q, place) for place, d in enumerate(rows_G) for q in _some(of_document[d], work.real, rng)]
-        fresh_GD = encode_in_blocks(work, work.documents, rows_G)
+        shown_G = Texts([work.documents.ids[row] for row in rows_G], work.documents.pad)
+        if work.stage.leave_out:
+            shown_G = leave_out(shown_G, work.queries, pairs_B, work.stage.leave_out, rng)
+        fresh_GD = encode_in_blocks(work, shown_G, list(range(len(rows_G))))
         vector_BD = encode_in_blocks(work, work.queries, [query for query, _ in pairs_B])
         label_B = torch.tensor([place for _, place in pairs_B], device=work.device)
         loss = contrast(vector_BD, fresh_GD, label_B, work.objective.temperature)
@@ -76,6 +79,30 @@ def contrast_epoch(work: Work, seed: str) -> dict[str, float]:
         total, seen = total + float(loss.detach()) * len(pairs_B), seen + len(pairs_B)
         work.bar.update(work.task, advance=1, loss=f"{total / seen:.3f}")
     return {"contrast": total / seen}
+
+
+def leave_out(documents_G: Texts, queries: Texts, pairs_B: list[Pair], probability: float, rng: random.Random) -> Texts:
+    """Cut queries that are copied from their document out of it, each with a probability (inverse cloze task).
+
+    A query that stands in its document word for word teaches the encoder to look for words (Lee, Chang and Toutanova
+    2019, section 4, take 0.9). A document that would be empty stays whole.
+
+    Args:
+        documents_G: the batch's documents.
+        queries: all queries; special tokens at both ends.
+        pairs_B: row of the query, place of its document in the batch.
+        probability: of each cut.
+        rng: source of the draws.
+    """
+    shown = list(documents_G.ids)
+    for query, place in pairs_B:
+        if rng.random() < probability:
+            words, ids = queries.ids[query][1:-1], shown[place]
+            size = len(words)
+            at = next((i for i in range(1, len(ids) - size) if ids[i : i + size] == words), 0)
+            if size and at and len(ids) > size + 2:
+                shown[place] = ids[:at] + ids[at + size :]
+    return Texts(shown, documents_G.pad)
 
 
 def clumped_batches(documents: list[int], vectors_ND: Tensor, size: int, rng: random.Random) -> list[list[int]]:

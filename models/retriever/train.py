@@ -180,7 +180,7 @@ def run_epochs(
     checkpoint_path: Path,
     fingerprint: str,
 ) -> None:
-    """The epochs of one stage, each seeded by its own number, checkpointed, and validated on held-out train queries."""
+    """The epochs of one stage, each seeded by its own number, checkpointed, and validated on held-out queries."""
     stage = work.stage
     without_gain = 0
     with work.bar:
@@ -224,7 +224,7 @@ def run_epoch(run: Run, work: Work, schedule: Schedule, seed: str) -> dict[str, 
 
 
 def validate(run: Run, work: Work) -> dict[str, float]:
-    """MRR@10 on the held-out train queries: exact cosine, and for decode stages the walk at beam 10."""
+    """MRR@10 on the held-out queries: exact cosine, and for decode stages the walk at beam 10."""
     held_out = run.material.held_out
     if not held_out:
         return {}
@@ -257,5 +257,5 @@ def run(
 
 
 def train_splits(folder: Path) -> list[str]:
-    """Only the train split is ever read in training; a corpus without one trains on pseudo-queries."""
-    return ["train"] if (folder / "qrels" / "train.tsv").is_file() else []
+    """What training may read: the train split, and to validate on the dev split; without any, pseudo-queries alone."""
+    return [split for split in ("train", "dev") if (folder / "qrels" / f"{split}.tsv").is_file()]

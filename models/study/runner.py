@@ -168,8 +168,8 @@ def keep_if_same(run: Path, recipe: Recipe) -> bool:
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """What a result depends on, apart from the data."""
-    return hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
+    """What a result depends on, apart from the data: all that differs from defaults, so new options change nothing."""
+    return hashlib.sha256(recipe.model_dump_json(exclude_defaults=True).encode()).hexdigest()
 
 
 def read_result(folder: Path, recipe: Recipe) -> dict[str, Any] | None:

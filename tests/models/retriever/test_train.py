@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ import pytest
 
 import models.retriever.train as training
 from models.data import load_dataset
-from models.retriever.batches import embed, tokenize
+from models.retriever.batches import Texts, embed, tokenize
+from models.retriever.material import gather
 from models.retriever.network import Encoder, load_backbone
 from models.retriever.recipe import Recipe, RecipeError, load_recipe, parse_recipe
 from models.retriever.run import load_tokenizer
+from models.retriever.stages import leave_out
 from service.index.build import build_bundle
 from service.index.bundle import open_bundle, open_model
 from service.model.encoder import Encoder as ServedEncoder
@@ -40,6 +44,38 @@ def tiny_recipe(folder: Path, **changes: Any) -> Recipe:
         ],
     }
     return parse_recipe(table | changes)
+
+
+def test_copied_queries_are_cut_out_of_their_documents() -> None:
+    documents = Texts([[101, 1, 2, 3, 4, 102], [101, 5, 6, 102], [101, 1, 2, 3, 102], [101, 7, 2, 3, 8, 102]], 0)
+    queries = Texts([[101, 2, 3, 102], [101, 5, 6, 102], [101, 9, 102], [101, 102], [101, 7, 2, 102]], 0)
+    pairs = [(0, 0), (1, 1), (2, 2), (3, 2), (0, 3), (4, 3)]
+    cut = leave_out(documents, queries, pairs, 1.0, random.Random(0))
+    assert cut.ids == [
+        [101, 1, 4, 102],
+        [101, 5, 6, 102],  # nothing would be left
+        [101, 1, 2, 3, 102],  # its queries are not in it
+        [101, 7, 8, 102],  # of two that overlap the first
+    ]
+    assert documents.ids[0] == [101, 1, 2, 3, 4, 102], "the texts themselves stay"
+    shares = [
+        leave_out(documents, queries, [(0, 0)], 0.9, random.Random(seed)).ids[0] != documents.ids[0]
+        for seed in range(400)
+    ]
+    assert 0.85 < np.mean(shares) < 0.95
+
+
+def test_a_dev_split_is_what_validation_asks(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_data, tmp_path / "data")
+    qrels = tmp_path / "data" / "qrels"
+    shutil.copy(qrels / "test.tsv", qrels / "dev.tsv")
+    recipe, tokenizer = tiny_recipe(tiny_encoder), load_tokenizer(str(tiny_encoder))
+    without = gather([load_dataset(tiny_data, splits=training.train_splits(tiny_data))], recipe, tokenizer)
+    material = gather(
+        [load_dataset(tmp_path / "data", splits=training.train_splits(tmp_path / "data"))], recipe, tokenizer
+    )
+    assert len(material.held_out) == len((qrels / "dev.tsv").read_text().splitlines()) - 1
+    assert len(material.real) == len(without.real) + len(without.held_out), "all of train is for training"
 
 
 def log_of(out: Path) -> list[dict[str, Any]]:
