@@ -71,7 +71,7 @@ def run_study(
         shared = plan.common | (plan.history if (folder / "sequences.jsonl").is_file() else {})
         tuned = tune_encoder(encoder_recipe(plan.encoder, encoder, shared), folder, out / place.data, device)
         recipe = cell_recipe(place.cell, tuned, place.seed, shared)
-        if read_result(place.folder(out), recipe) is None:
+        if read_result(place.folder(out), recipe, plan) is None:
             console.rule(f"{number} of {len(todo)}: {place.data}, {place.cell.name}, seed {place.seed}")
             run_cell(recipe, folder, place.folder(out), plan, device)
     return collect(plan, out)
@@ -93,7 +93,7 @@ def run_cell(recipe: Recipe, folder: Path, out: Path, plan: Plan, device: str) -
     model = train(recipe, [dataset], out / "run", device)
     build_bundle(model, dataset.documents, out / "bundle", progress=False, replace=True)
     result = measure_bundle(out / "bundle", folder, plan)
-    result["fingerprint"] = fingerprint(recipe)
+    result["fingerprint"] = fingerprint(recipe, plan)
     partial = out / "result.partial"
     partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     partial.replace(out / "result.json")
@@ -167,18 +167,19 @@ def keep_if_same(run: Path, recipe: Recipe) -> bool:
     return False
 
 
-def fingerprint(recipe: Recipe) -> str:
-    """What a result depends on, apart from the data: all that differs from defaults, so new options change nothing."""
-    return hashlib.sha256(recipe.model_dump_json(exclude_defaults=True).encode()).hexdigest()
+def fingerprint(recipe: Recipe, plan: Plan | None = None) -> str:
+    """What a model (with a plan: its figures) depends on beside the data; new options at defaults change nothing."""
+    asked = [plan.queries, *plan.beams] if plan else []
+    return hashlib.sha256(f"{recipe.model_dump_json(exclude_defaults=True)}{asked}".encode()).hexdigest()
 
 
-def read_result(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """Return a cell's figures, unless there are none or the recipe has changed since."""
+def read_result(folder: Path, recipe: Recipe, plan: Plan) -> dict[str, Any] | None:
+    """Return a cell's figures, unless there are none, or the recipe or what is asked has changed since."""
     path = folder / "result.json"
     if not path.is_file():
         return None
     result: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return result if result["fingerprint"] == fingerprint(recipe) else None
+    return result if result["fingerprint"] == fingerprint(recipe, plan) else None
 
 
 def collect(plan: Plan, out: Path) -> dict[str, Any]:
