@@ -15,11 +15,13 @@ from torch import Tensor
 
 from models.retriever.network import KeyValue, Retriever
 from models.retriever.stages import Pair, Work, encode_in_blocks
+from service.search.ranking import rank
 from service.search.tables import Scoring, WalkTables
-from service.search.walk import Beams, walk
+from service.search.walk import walk
 
 MISSED = 1 << 30
 BEAM = 10
+DEPTH = 10
 DECODER_SHARES = (1.0, 0.75, 0.5, 0.3, 0.15)
 
 
@@ -83,7 +85,7 @@ def embed_pairs(work: Work, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tens
 
 
 def walked_ranks(work: Work, pairs: Sequence[Pair], scoring: Scoring, batch: int = 64) -> NDArray[np.int64]:
-    """Rank of each pair's document in the lexicographic answer of the walk at beam 10; MISSED where it is not found."""
+    """Rank of each pair's document in the first ten of the walk at beam 10, lexicographic; MISSED without it."""
     tables, position = walk_tables(work)
     ranks = np.full(len(pairs), MISSED, np.int64)
     for start in range(0, len(pairs), batch):
@@ -92,8 +94,10 @@ def walked_ranks(work: Work, pairs: Sequence[Pair], scoring: Scoring, batch: int
         with torch.no_grad():
             step = TorchStep(work.retriever, states.float(), mask, vectors_QD)
         beams = walk(tables, scoring, "constrained", BEAM, vectors_QD.float().cpu().numpy(), step)
+        ranked = rank(beams, "lexicographic", DEPTH, vectors_QD.float().cpu().numpy(), tables.vectors)
         for row, (_, document) in enumerate(block):
-            ranks[start + row] = rank_in_beams(beams, row, position[document], tables.vectors, vectors_QD[row])
+            (places,) = np.nonzero(ranked.position_QK[row, : ranked.size_Q[row]] == position[document])
+            ranks[start + row] = places[0] + 1 if len(places) else MISSED
     return ranks
 
 
@@ -111,18 +115,6 @@ def calibrate(work: Work, pairs: Sequence[Pair]) -> float:
     best = max(gains, key=lambda share: gains[share])
     work.retriever.log_beside.copy_(trained + math.log(best))
     return best
-
-
-def rank_in_beams(beams: Beams, row: int, document: int, vectors_ND: NDArray[np.float32], vector_D: Tensor) -> int:
-    """Place of a document among the documents of a query's beams: beam by beam, within a beam by cosine."""
-    before = 0
-    for beam in range(int(beams.size_Q[row])):
-        lo, hi = int(beams.lo_QB[row, beam]), int(beams.hi_QB[row, beam])
-        if lo <= document < hi:
-            cosines = vectors_ND[lo:hi] @ vector_D.float().cpu().numpy()
-            return before + 1 + int((cosines > cosines[document - lo]).sum())
-        before += hi - lo
-    return MISSED
 
 
 def walk_tables(work: Work) -> tuple[WalkTables, NDArray[np.int64]]:
@@ -144,6 +136,6 @@ def walk_tables(work: Work) -> tuple[WalkTables, NDArray[np.int64]]:
     return tables, position
 
 
-def mean_reciprocal_rank(ranks: NDArray[np.int64], depth: int = 10) -> float:
+def mean_reciprocal_rank(ranks: NDArray[np.int64], depth: int = DEPTH) -> float:
     """MRR@depth."""
     return float(np.where(ranks <= depth, 1 / ranks, 0.0).mean())
