@@ -20,7 +20,7 @@ def test_every_cell_is_a_recipe_on_the_shared_encoder(path: Path) -> None:
             recipe = cell_recipe(cell, ENCODER, 7, shared)
             assert (recipe.seed, recipe.encoder.name) == (7, str(ENCODER))
             assert "contrast" not in [stage.objective for stage in recipe.stage]
-            assert {stage.epochs for stage in recipe.stage} == {plan.common["stage.epochs"]}
+            assert {stage.epochs for stage in recipe.stage} == {shared["stage.epochs"]}
             moving = [stage for stage in recipe.stage if stage.encoder_lr]
             assert not moving or recipe.quantizer["system"] == "dgi"
     assert len({cell.name for cell in plan.cell}) == len(plan.cell)
