@@ -112,10 +112,11 @@ def spread(seeds: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
 def figure(result: Mapping[str, Any], metric: str) -> float | None:
     """One figure of a result; None if it is not there.
 
-    `p_unique`, `cosine`, `mean_length`, `gini.LEVEL`; `SCORING.MEASURE`, lexicographic at beam 20; of the generative
-    walk where there is one, at the widest beam, `retrieved`, `recall.deepest`, `head.MEASURE`, `tail.MEASURE`, and
-    `given.MEASURE` with the first code given; the share of SIDs that no document has, `invalid.BEAM` written without
-    the trie (`invalid`: the widest beam) and `made-up` with it.
+    `p_unique`, `cosine`, `mean_length`, `gini.LEVEL`; `SCORING.MEASURE`, lexicographic at beam 20, and `fused.MEASURE`
+    of the generative walk's candidates ranked by log P + weight · cosine; of the generative walk where there is one, at
+    the widest beam, `retrieved`, `recall.deepest`, `head.MEASURE`, `tail.MEASURE`, and `given.MEASURE` with the first
+    code given; the share of SIDs that no document has, `invalid.BEAM` written without the trie (`invalid`: the widest
+    beam) and `made-up` with it.
     """
     first, _, rest = metric.partition(".")
     sids, deep = result["sids"], result["deep"].get("generative") or result["deep"]["geometric"]
@@ -144,7 +145,8 @@ def figure(result: Mapping[str, Any], metric: str) -> float | None:
 
 
 def _retrieval(rows: Sequence[Mapping[str, Any]], name: str, measure: str) -> float | None:
-    walks = [row for row in rows if row["scoring"] == name or row["system"] == name]
+    wanted = ("generative", "fused") if name == "fused" else (name, "lexicographic")
+    walks = [row for row in rows if (row["scoring"], row["ranking"]) == wanted or row["system"] == name]
     if not walks:
         return None
     nearest = min(walks, key=lambda row: abs((row["beam"] or BEAM) - BEAM))

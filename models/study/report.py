@@ -13,8 +13,9 @@ from models.study.plan import Plan, places
 SHOWN = (
     ("p_unique", "p_unique"), ("cosine", "cosine"), ("Gini, level 1", "gini.1"), ("level 2", "gini.2"),
     ("length", "mean_length"), ("generative R@1", "generative.R@1"), ("R@10", "generative.R@10"),
-    ("MRR@10", "generative.MRR@10"), ("geometric R@10", "geometric.R@10"), ("guided R@1", "guided.R@1"),
-    ("R@10", "guided.R@10"), ("MRR@10", "guided.MRR@10"),
+    ("MRR@10", "generative.MRR@10"), ("fused R@1", "fused.R@1"), ("R@10", "fused.R@10"), ("MRR@10", "fused.MRR@10"),
+    ("geometric R@10", "geometric.R@10"),
+    ("guided R@1", "guided.R@1"), ("R@10", "guided.R@10"), ("MRR@10", "guided.MRR@10"),
 )  # fmt: skip
 DEEP = (
     ("R@1, first code given", "given.R@1"), ("Hallu", "invalid"), ("Ret-Per", "retrieved"),
@@ -60,7 +61,8 @@ def _head(plan: Plan, results: Mapping[str, Any], command: str) -> Iterator[str]
     yield f"Made by `{command}`: {done} of {len(list(places(plan)))} trainings are done."
     yield "All cells of a data set share one tuned encoder; it is frozen, but where a cell says that it learns. Means"
     yield f"over seeds ± the deviation of one; retrieval lexicographic at beam {BEAM}, deep measures at beam"
-    yield f"{max(plan.beams)}. A reproduction: sizes are a hundredth of the papers'."
+    yield f"{max(plan.beams)}; `fused` ranks what a generative walk found by log P + weight · cosine. A reproduction:"
+    yield "sizes are a hundredth of the papers'."
 
 
 def _claims(results: Mapping[str, Any]) -> Iterator[str]:

@@ -39,6 +39,7 @@ from service.search.pipeline import Pipeline
 
 console = Console(stderr=True)
 GIVEN_QUERIES = 500  # walks with the first code given are walked one by one
+RANKED = ("lexicographic", "fused")  # orders of a walk's candidates that are measured
 HIT_DEPTH = 10  # of hits by popularity
 
 
@@ -103,7 +104,7 @@ def run_cell(recipe: Recipe, folder: Path, out: Path, plan: Plan, device: str) -
 
 def measure_bundle(path: Path, folder: Path, plan: Plan) -> dict[str, Any]:
     """All figures of a bundle: its SIDs, retrieval by every scoring, deep measures, head and tail."""
-    settings = Settings(rankings=("lexicographic",), beams=plan.beams, limit=plan.queries, free_queries=200)
+    settings = Settings(rankings=RANKED, beams=plan.beams, limit=plan.queries, free_queries=200)
     widest: dict[str, list[list[str]]] = {}
 
     def keep_widest(walk: Walk) -> None:
@@ -111,13 +112,6 @@ def measure_bundle(path: Path, folder: Path, plan: Plan) -> dict[str, Any]:
             widest[walk.scoring] = [[hit.id for hit in hits] for hits in walk.hits]
 
     compared = evaluate(path, folder, settings, keep_widest)
-    rows = [
-        {
-            "system": row.system, "scoring": row.scoring, "beam": row.beam, "measures": row.measures,
-            "valid_trie": row.valid_trie, "valid_free": row.valid_free, "milliseconds": row.milliseconds,
-        }
-        for row in compared.rows
-    ]  # fmt: skip
     with closing(Pipeline(open_bundle(path))) as pipeline:
         history = pipeline.bundle.manifest.model.text.history_count
         dataset = load_dataset(folder, [*train_splits(folder), settings.split], history=history)
@@ -133,7 +127,7 @@ def measure_bundle(path: Path, folder: Path, plan: Plan) -> dict[str, Any]:
     for level in sids["levels"]:
         del level["counts"]  # a number for every code
     counts = {"documents": compared.documents, "queries": compared.queries}
-    return counts | {"rows": rows, "sids": sids, "deep": deep, "given": given}
+    return counts | {"rows": [asdict(row) for row in compared.rows], "sids": sids, "deep": deep, "given": given}
 
 
 def measure_far_down(run: dict[str, list[str]], task: Task, asked: dict[str, int]) -> dict[str, Any]:
@@ -169,7 +163,7 @@ def keep_if_same(run: Path, recipe: Recipe) -> bool:
 
 def fingerprint(recipe: Recipe, plan: Plan | None = None) -> str:
     """What a model (with a plan: its figures) depends on beside the data; new options at defaults change nothing."""
-    asked = [plan.queries, *plan.beams] if plan else []
+    asked = [plan.queries, *plan.beams, *RANKED] if plan else []
     return hashlib.sha256(f"{recipe.model_dump_json(exclude_defaults=True)}{asked}".encode()).hexdigest()
 
 
