@@ -131,6 +131,7 @@ def plot(rows: Sequence[Compared], path: Path) -> None:
             panels[1][column].plot(depths, [statistics.fmean(row.cosine) for row in line], **style)
         panels[0][column].set_title(f"{vectors}, {dims} dimensions")
         panels[1][column].set_xlabel("levels")
+        panels[1][column].set_xticks(sorted({row.levels for row in here}))
     panels[0][0].set_ylabel("p_unique")
     panels[1][0].set_ylabel("cosine")
     panels[0][0].legend(fontsize="small")
