@@ -77,6 +77,7 @@ def _times(peer: str) -> Callable[[Cell], float | None]:
     return lambda cell: cell.times(peer)
 
 
+GOAL_SIZE = 1_000_000  # documents
 GOALS = (
     Goal("times faster than faiss, 1 query", 1.05, lambda c: c.queries == 1, _times("faiss")),
     Goal("times faster than faiss, 32 queries", 7.0, lambda c: c.queries == 32, _times("faiss")),
@@ -110,8 +111,9 @@ def cells_table(cells: Iterable[Cell]) -> Table:
 
 
 def goals_table(cells: Sequence[Cell]) -> Table:
-    """The goals beside the worst and the best measured, at the largest size up to a million documents."""
-    size = max((c.documents for c in cells if c.documents <= 1_000_000), default=0)
+    """The goals beside the worst and the best measured, at the largest size up to a million, or the smallest beyond."""
+    sizes = sorted({cell.documents for cell in cells})
+    size = max((size for size in sizes if size <= GOAL_SIZE), default=sizes[0])
     table = Table(title=f"Goals at {size:,} documents")
     for name in ("goal", "at least", "worst", "best", ""):
         table.add_column(name, justify="left" if name == "goal" else "right")

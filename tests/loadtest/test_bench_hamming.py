@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +97,12 @@ def test_sizes_beyond_a_million_can_be_drawn(tmp_path: Path) -> None:
     cell = Cell(10_000_000, 12, 1, 10, {"rhumb": 0.03}, 32e9, 320e9)
     plot_cells([cell], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 0
+
+
+def test_goals_are_read_at_a_million_or_at_what_there_is() -> None:
+    def title(*documents: int) -> str:
+        cells = [replace(make_cell(rhumb=0.01), documents=n) for n in documents]
+        return str(goals_table(cells).title)
+
+    assert title(10_000, 1_000_000, 10_000_000) == "Goals at 1,000,000 documents"
+    assert title(10_000_000) == "Goals at 10,000,000 documents"
