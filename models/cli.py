@@ -187,9 +187,12 @@ def study(
         if data is None or not encoder:
             raise typer.BadParameter("--data and --encoder are needed, unless the study is --quick")
         chosen = load_plan(plan or (QUICK if quick else SHIPPED))
-        results = run_study(chosen, data, encoder, out / "cells", device, only or ())
         page = report or out / "systems.md"
-        write_report(chosen, results, page, "make results ARGS=--quick" if quick else "make results")
+        command = "make results ARGS=--quick" if quick else "make results"
+        run_study(
+            chosen, data, encoder, out / "cells", device, only or (),
+            after=lambda results: write_report(chosen, results, page, command),
+        )  # fmt: skip
     Console().print(str(page))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -44,7 +44,13 @@ HIT_DEPTH = 10  # of hits by popularity
 
 
 def run_study(
-    plan: Plan, data: Path, encoder: str, out: Path, device: str = "cpu", only: Collection[str] = ()
+    plan: Plan,
+    data: Path,
+    encoder: str,
+    out: Path,
+    device: str = "cpu",
+    only: Collection[str] = (),
+    after: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Run what is not done yet, one cell after the other.
 
@@ -55,6 +61,7 @@ def run_study(
         out: folder of the study.
         device: where to train.
         only: run the cells of these data sets, so that several processes can share a plan; empty for all.
+        after: is given all results so far at the start and after every cell: a study may be cut off at any time.
 
     Returns:
         The results by data set, cell and seed.
@@ -65,6 +72,7 @@ def run_study(
     if unknown := sorted(set(only) - set(plan.data)):
         raise DataError(f"the plan has no data set {unknown[0]!r}: it has {', '.join(plan.data)}")
     todo = [place for place in places(plan) if not only or place.data in only]
+    after(collect(plan, out))
     for number, place in enumerate(todo, 1):
         folder = data / place.data
         if not (folder / "corpus.jsonl").is_file():
@@ -75,6 +83,7 @@ def run_study(
         if read_result(place.folder(out), recipe, plan) is None:
             console.rule(f"{number} of {len(todo)}: {place.data}, {place.cell.name}, seed {place.seed}")
             run_cell(recipe, folder, place.folder(out), plan, device)
+            after(collect(plan, out))
     return collect(plan, out)
 
 

@@ -72,7 +72,9 @@ def test_what_is_done_is_not_done_again_unless_the_recipe_changes(
     results, out = study
     trained: list[str] = []
     monkeypatch.setattr(runner, "run_cell", lambda recipe, *_: trained.append(recipe.name))
-    assert run_study(PLAN, out / "data", str(tiny_encoder), out / "cells") == results
+    seen: list[dict[str, Any]] = []
+    assert run_study(PLAN, out / "data", str(tiny_encoder), out / "cells", after=seen.append) == results
+    assert seen == [results], "the page can be written before anything runs"
     assert trained == []
     changed = PLAN.model_copy(
         update={"cell": (PLAN.cell[0], PLAN.cell[1].model_copy(update={"changes": {"decoder.width": 32}}))}
