@@ -188,7 +188,7 @@ def study(
             raise typer.BadParameter("--data and --encoder are needed, unless the study is --quick")
         chosen = load_plan(plan or (QUICK if quick else SHIPPED))
         page = report or out / "systems.md"
-        command = "make results ARGS=--quick" if quick else "make results"
+        command = "make results ARGS=" + ("--quick" if quick else "'--data DATA --encoder ENCODER'")
         run_study(
             chosen, data, encoder, out / "cells", device, only or (),
             after=lambda results: write_report(chosen, results, page, command),

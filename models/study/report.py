@@ -71,7 +71,10 @@ def _claims(results: Mapping[str, Any]) -> Iterator[str]:
     yield "| claim | paper | data | ours | compared with | verdict |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for found in find(CLAIMS, results):
-        left, right = (f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in (found.left, found.right))
+        left, right = (
+            f"{mean:.3f} ± {deviation:.3f}" if found.seeds > 1 else f"{mean:.3f}"
+            for mean, deviation in (found.left, found.right)
+        )
         claim = found.claim
         yield f"| {claim.text} | {claim.paper} | {found.data} | {left} | {right} ({claim.right}) | {found.verdict} |"
 
