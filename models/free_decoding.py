@@ -1,14 +1,16 @@
 """Decoding without the trie: which share of what a decoder writes by itself are valid semantic IDs.
 
-Shapes: Q queries, B beams, T tokens (row T of the table is the start vector), E token dimensions, L levels.
+Shapes: Q queries, B beams, K choices, T tokens (row T of the table is the start vector), E token dimensions, L levels.
 
 The Hourglass paper (section 4.4) reports the share for the first k beams, SA2CRQ (section 3.1) its complement, Hallu.
-The beam search is a plain one over the whole vocabulary at every step: any token may follow any other.
+The beam search is a plain one: a step may write every code of its level, whatever stands before. Levels have codebooks
+of their own, so a code of another level is no answer that a decoder could give.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,34 +29,56 @@ class FreeBeams:
 
 
 def decode_freely(
-    step: Step, queries: int, tokens_TE: FloatArray, scale_T: FloatArray, beam_width: int, levels: int
+    step: Step,
+    queries: int,
+    tokens_TE: FloatArray,
+    scale_T: FloatArray,
+    beam_width: int,
+    choices: Sequence[NDArray[np.int64]],
 ) -> FreeBeams:
-    """Beam search over the whole vocabulary for a fixed number of steps.
+    """Beam search over each step's choices, normalised over them.
 
     Args:
         step: one decoder step: embeddings (Q, B, E), step number, parents (Q, B) → hidden (Q, B, E).
         queries: Q.
         tokens_TE: token table (T + 1, E), the start vector last.
         scale_T: (T,) the logit of token t is scale[t] · hidden · token.
-        beam_width: B; fewer where the vocabulary has fewer continuations.
-        levels: steps to run.
+        beam_width: B; fewer where there are fewer continuations.
+        choices: for each step the tokens (K,) that it may write, see `step_choices`.
     """
-    vocabulary = len(tokens_TE) - 1
     tokens_QBL = np.zeros((queries, 1, 0), dtype=np.int64)
     score_QB = np.zeros((queries, 1), dtype=np.float32)
     embeddings_QBE = np.broadcast_to(tokens_TE[-1], (queries, 1, tokens_TE.shape[1])).astype(np.float32)
     parents_QB: NDArray[np.int64] | None = None
-    for number in range(levels):
+    for number, choices_K in enumerate(choices):
         hidden_QBE = step(np.ascontiguousarray(embeddings_QBE), number, parents_QB)
-        total_QBT = score_QB[..., None] + log_softmax(hidden_QBE @ tokens_TE[:-1].T * scale_T)
-        flat_QX = total_QBT.reshape(queries, -1)
+        total_QBK = score_QB[..., None] + log_softmax(hidden_QBE @ tokens_TE[choices_K].T * scale_T[choices_K])
+        flat_QX = total_QBK.reshape(queries, -1)
         best_QB = np.argsort(-flat_QX, axis=1, kind="stable")[:, :beam_width]
         score_QB = np.take_along_axis(flat_QX, best_QB, axis=1)
-        parents_QB, chosen_QB = best_QB // vocabulary, best_QB % vocabulary
+        parents_QB, chosen_QB = best_QB // len(choices_K), choices_K[best_QB % len(choices_K)]
         before_QBL = np.take_along_axis(tokens_QBL, parents_QB[..., None], axis=1)
         tokens_QBL = np.concatenate([before_QBL, chosen_QB[..., None]], axis=2)
         embeddings_QBE = tokens_TE[chosen_QB]
     return FreeBeams(tokens_QBL, score_QB)
+
+
+def step_choices(sids: Iterable[tuple[int, ...]], level_offsets: Sequence[int]) -> list[NDArray[np.int64]]:
+    """Give, for every step, all tokens of the levels that some SID has there.
+
+    Args:
+        sids: the SIDs of the index, as tokens; some may end early, some may leave out a level.
+        level_offsets: the first token of each level, and their number at the end.
+    """
+    levels: list[set[int]] = []
+    for sid in sids:
+        levels += [set() for _ in range(len(sid) - len(levels))]
+        for place, token in enumerate(sid):
+            levels[place].add(bisect_right(level_offsets, token) - 1)
+    return [
+        np.concatenate([np.arange(level_offsets[level], level_offsets[level + 1]) for level in sorted(here)])
+        for here in levels
+    ]
 
 
 def log_softmax(logits: FloatArray) -> FloatArray:

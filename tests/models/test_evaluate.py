@@ -17,7 +17,7 @@ from models.cli import register
 from models.comparison import Comparison
 from models.data import DataError
 from models.evaluate import evaluate, known_share, reorder, walk_once
-from models.free_decoding import decode_freely, log_softmax, valid_share
+from models.free_decoding import decode_freely, log_softmax, step_choices, valid_share
 from models.task import Settings, Task, make_task
 from service.index.bundle import open_bundle
 from service.search.pipeline import Pipeline, SearchOptions
@@ -152,19 +152,26 @@ def test_free_decoding_covers_the_tree_like_brute_force() -> None:
             assert self.paths.shape[2] == number + 1
             return self.paths.mean(axis=2) @ weights * np.array([1.0, -2.0])[:, None, None].astype(np.float32)
 
-    found = decode_freely(Memory(), 2, tokens, scale, 27, 3)
+    choices = [np.array([0, 2]), np.array([0, 1, 2]), np.array([1, 2])]
+    found = decode_freely(Memory(), 2, tokens, scale, 27, choices)
     for query, sign in enumerate((1.0, -2.0)):
         expected = {}
-        for path in itertools.product(range(3), repeat=3):
+        for path in itertools.product(*(step.tolist() for step in choices)):
             total, seen = 0.0, [tokens[3]]
-            for token in path:
-                logits = (np.mean(seen, axis=0) @ weights * sign) @ tokens[:3].T * scale
-                total += log_softmax(logits)[token]
+            for token, allowed in zip(path, choices, strict=True):
+                logits = (np.mean(seen, axis=0) @ weights * sign) @ tokens[allowed].T * scale[allowed]
+                total += log_softmax(logits)[allowed.tolist().index(token)]
                 seen.append(tokens[token])
             expected[path] = total
         ordered = sorted(expected, key=lambda path: -expected[path])
         assert [tuple(row) for row in found.tokens[query].tolist()] == ordered
         np.testing.assert_allclose(found.log_probabilities[query], [expected[p] for p in ordered], atol=1e-4)
+
+
+def test_a_step_may_write_the_levels_that_stand_there() -> None:
+    offsets = (0, 2, 5, 6)
+    assert [step.tolist() for step in step_choices({(0, 3, 5), (1, 2)}, offsets)] == [[0, 1], [2, 3, 4], [5]]
+    assert [step.tolist() for step in step_choices({(0, 3, 5), (1, 5)}, offsets)] == [[0, 1], [2, 3, 4, 5], [5]]
 
 
 def test_a_sequence_is_valid_when_it_begins_with_a_whole_identifier() -> None:
