@@ -72,7 +72,7 @@ def start_run(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: st
     backbone = load_backbone(recipe.encoder.name, recipe.encoder.dropout)
     freeze(backbone, recipe)
     quantizer = make_quantizer({"seed": recipe.seed} | recipe.quantizer)
-    if recipe.objective.constraint == "none" and isinstance(quantizer, RuledQuantizer):
+    if recipe.objective.constraint == "none" and isinstance(quantizer, RuledQuantizer) and quantizer.skips_levels:
         raise RecipeError(
             "objective.constraint = 'none' normalises over the level of each position, and "
             f"{quantizer.system!r} makes SIDs that skip levels: use 'trie' or 'predecessor'"

@@ -53,7 +53,7 @@ CLAIMS = (
     Claim("6 dropping top codes of level 2 raises R@1", ".2480 → .3340", "hourglass", "rq_kmeans", "generative.R@1"),
     Claim("6 paths are lost at their start: R@1 with the first code given", "higher", "rq_kmeans", "rq_kmeans",
           "given.R@1-generative.R@1"),
-    Claim("7 SA2CRQ makes up fewer IDs (Hallu)", ".2514 → .1808", "sa2crq", "tiger", "invalid", -1),
+    Claim("7 SA2CRQ makes up fewer IDs (Hallu)", ".2514 → .1808", "sa2crq, no mask", "tiger", "invalid", -1),
     Claim("7 SA2CRQ retrieves more items a query", "509 → 914", "sa2crq", "tiger", "retrieved"),
     Claim("7 SA2CRQ finds more far down", "R@2k .6448 → .7231", "sa2crq", "tiger", "recall.deepest"),
     Claim("7 the head does not lose", "R@2k of the head .7551 → .8349", "sa2crq", "tiger", "head.R@100", 1),
