@@ -84,17 +84,18 @@ def compare(
     """Fit every system at every size with every seed on one file of vectors; no `dims` means all of them."""
     vectors_ND = load_vectors(path)
     name = path.parent.name or path.stem
-    sizes = list(product(dims or [vectors_ND.shape[1]], codes, levels, systems))
+    reduced = [reduce_dims(vectors_ND, kept) for kept in dims or [vectors_ND.shape[1]]]
+    sizes = list(product(reduced, codes, levels, systems))
     rows = []
     with progress_bar(name, len(sizes) * len(seeds)) as advance:
-        for kept, size, depth, system in sizes:
+        for points_ND, size, depth, system in sizes:
             found = []
             for seed in seeds:
-                found.append(_measure(system, [size] * depth, seed, reduce_dims(vectors_ND, kept)))
+                found.append(_measure(system, [size] * depth, seed, points_ND))
                 advance(1)
             uniques, cosines, ginis = zip(*found, strict=True)
             gini = tuple(statistics.fmean(level) for level in zip(*ginis, strict=True))
-            rows.append(Compared(name, system, kept, size, depth, uniques, cosines, gini))
+            rows.append(Compared(name, system, points_ND.shape[1], size, depth, uniques, cosines, gini))
     return rows
 
 
