@@ -23,13 +23,15 @@ from models.evaluate_codes import hamming_results, measure_cascades
 from models.free_decoding import decode_freely, step_choices, valid_share
 from models.measures import DEPTH, measure
 from models.runs import write_run
-from models.task import Settings, Task, encode_queries, make_task, untuned_vectors
+from models.task import Settings, Task, make_task, untuned_vectors
 from service.index.bundle import Bundle, open_bundle
+from service.model.encoder import Encoded, Encoder
 from service.ops.progress import progress_bar
 from service.search.codes import CodeSearch
 from service.search.pipeline import Hit, Pipeline, SearchOptions
 
 CANDIDATES = 1000  # asked of the pipeline, so that every ranking can reorder all of a walk's documents
+KEPT_BYTES = 1 << 30  # of encoded queries that are kept from walk to walk
 FREE_BATCH = 8  # queries decoded together without the trie: Q·B·T scores stay in the cache
 
 Result = list[tuple[str, float]]  # document ids with scores, best first
@@ -51,12 +53,13 @@ def evaluate(
         dataset = load_dataset(data, [settings.split], history=bundle.manifest.model.text.history_count)
         task = make_task(dataset, settings, bundle)
         codes = pipeline.codes if settings.codes else None
+        queries = EncodedQueries(pipeline.encoder, task, settings.batch)
         wanted = settings.baselines or codes
-        vectors_QD = encode_queries(bundle.model, task, settings) if wanted else np.zeros((0, 0), np.float32)
+        vectors_QD = queries.vectors() if wanted else np.zeros((0, 0), np.float32)
         rows = [*(_baseline_rows(bundle, vectors_QD, task, settings) if settings.baselines else ())]
         if codes:
             rows += _hamming_rows(codes, vectors_QD, task, settings)
-        rows += _walk_rows(bundle, pipeline, task, settings, observe or (lambda _: None))
+        rows += _walk_rows(bundle, pipeline, task, queries, settings, observe or (lambda _: None))
         free = min(settings.free_queries, len(task.ids))
         facts = (str(bundle_path), bundle.digest, data.resolve().name, settings.split)
         cascades = list(measure_cascades(codes, vectors_QD)) if codes else []
@@ -103,7 +106,12 @@ def _ranked_row(
 
 
 def _walk_rows(
-    bundle: Bundle, pipeline: Pipeline, task: Task, settings: Settings, observe: Callable[[Walk], None]
+    bundle: Bundle,
+    pipeline: Pipeline,
+    task: Task,
+    queries: EncodedQueries,
+    settings: Settings,
+    observe: Callable[[Walk], None],
 ) -> list[Row]:
     scorings = settings.scorings or tuple(bundle.manifest.model.scorings)
     sids = {bundle.trie.sid(position) for position in range(len(task.documents))}
@@ -113,12 +121,44 @@ def _walk_rows(
         for scoring in scorings:
             pipeline.search(task.texts[:1], SearchOptions(scoring=scoring))  # compile kernels before any clock runs
             for beam in settings.beams:
-                walk = walk_once(pipeline, task, scoring, beam, settings.batch, advance)
+                walk = walk_once(pipeline, queries, scoring, beam, advance)
                 observe(walk)
                 shares = known_share(walk, bundle, sids), free.get(beam) if scoring == "generative" else None
                 rows += _rankings(walk, task, settings, bundle.manifest.model.fusion_weight, shares)
     order = {ranking: number for number, ranking in enumerate(settings.rankings)}
     return sorted(rows, key=lambda row: (scorings.index(row.scoring), order[row.ranking]))
+
+
+class EncodedQueries:
+    """A task's queries as the encoder reads them, batch by batch; read often, encoded once as far as memory allows."""
+
+    def __init__(self, encoder: Encoder, task: Task, batch: int) -> None:
+        self._encoder, self._task, self._batch = encoder, task, batch
+        self._kept: dict[int, tuple[Encoded, float]] = {}
+        self._bytes = 0
+
+    def __iter__(self) -> Iterator[tuple[Encoded, float]]:
+        """Yield batches with the seconds that their encoding took, in order."""
+        for rows in self._task.batches(self._batch):
+            if rows.start in self._kept:
+                yield self._kept[rows.start]
+                continue
+            started = time.perf_counter()
+            encoded = self._encoder.encode_queries(self._task.texts[rows], self._task.histories[rows])
+            entry = encoded, time.perf_counter() - started
+            if self._bytes < KEPT_BYTES:
+                self._kept[rows.start] = entry
+                self._bytes += sum(array.nbytes for array in encoded.memory.values())
+            yield entry
+
+    def vectors(self) -> NDArray[np.float32]:
+        """All pooled vectors (Q, D)."""
+        parts = []
+        with progress_bar("queries", len(self._task.ids)) as advance:
+            for encoded, _ in self:
+                parts.append(encoded.vectors_QD)
+                advance(len(parts[-1]))
+        return np.concatenate(parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,15 +172,16 @@ class Walk:
 
 
 def walk_once(
-    pipeline: Pipeline, task: Task, scoring: str, beam: int, batch: int, advance: Callable[[int], None]
+    pipeline: Pipeline, queries: EncodedQueries, scoring: str, beam: int, advance: Callable[[int], None]
 ) -> Walk:
     """Search all queries with one scoring and beam."""
     options = SearchOptions(top_k=CANDIDATES, beam_width=beam, scoring=scoring)
     hits: list[list[Hit]] = []
     seconds = 0.0
-    for rows in task.batches(batch):
-        answers = pipeline.search(task.texts[rows], options, task.histories[rows])
+    for encoded, encoding_seconds in queries:
+        answers = pipeline.answer(encoded, options)
         hits += [answer.hits for answer in answers]
+        seconds += encoding_seconds
         seconds += sum(time for stage, time in answers[0].timings_seconds.items() if stage != "documents")
         advance(len(answers))
     return Walk(scoring, beam, hits, seconds)

@@ -18,11 +18,11 @@ from models.data import Dataset
 from models.quantizers.base import Quantizer, codes_to_tokens, make_quantizer
 from models.quantizers.gumbel import Gumbel
 from models.quantizers.lengths import RuledQuantizer
-from models.retriever.batches import embed
 from models.retriever.material import Material, gather
 from models.retriever.network import Decoder, DecoderShape, Encoder, Retriever, load_backbone
 from models.retriever.publish import publish_model
 from models.retriever.recipe import Recipe, RecipeError
+from models.retriever.shelf import Shelf
 from models.retriever.tree import CodeTree, build_tree
 
 console = Console(stderr=True)
@@ -39,6 +39,7 @@ class Run:
     out: Path
     device: str
     quantizer: Quantizer
+    shelf: Shelf
     vectors_ND: Tensor | None = None
     fitted: bool = False
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -62,7 +63,7 @@ class Run:
         console.print("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
 
 
-def start_run(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: str) -> Run:
+def start_run(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: str, shelf: Shelf) -> Run:
     """Load the encoder, tokenize the data, make an untrained decoder."""
     if not recipe.encoder.name:
         raise RecipeError("encoder.name is empty: name a Hugging Face encoder or a local folder (or --encoder)")
@@ -103,7 +104,7 @@ def start_run(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: st
     )
     retriever.unit_heads = not isinstance(quantizer, Gumbel) or quantizer.settings.scaled_cosine
     out.mkdir(parents=True, exist_ok=True)
-    return Run(recipe, material, retriever.to(device), tokenizer, out, device, quantizer)
+    return Run(recipe, material, retriever.to(device), tokenizer, out, device, quantizer, shelf)
 
 
 def load_tokenizer(name: str) -> Tokenizer:
@@ -144,7 +145,7 @@ def extras(run: Run) -> dict[str, Tensor]:
 
 def encode_documents(run: Run) -> Tensor:
     """Encode all documents with the encoder as it stands."""
-    run.vectors_ND = embed(run.retriever.encoder, run.material.documents, run.device, run.bf16, "documents")
+    run.vectors_ND = run.shelf.vectors(run.retriever.encoder, run.material.documents, run.device, run.bf16)
     return run.vectors_ND
 
 

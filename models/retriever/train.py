@@ -23,7 +23,6 @@ from torch import Tensor
 from models.data import Dataset, load_dataset
 from models.quantizers.base import progress_bar
 from models.quantizers.gumbel import Gumbel
-from models.retriever.batches import StateCache
 from models.retriever.checkpoint import Place, load_checkpoint, save_checkpoint
 from models.retriever.joint import GradientLog, Joint, joint_epoch, tie_codebooks, untie_codebooks
 from models.retriever.recipe import Recipe, RecipeError, Stage
@@ -37,18 +36,28 @@ from models.retriever.run import (
     restore,
     start_run,
 )
+from models.retriever.shelf import Shelf
 from models.retriever.stages import Work, contrast_epoch, decode_epoch
 from models.retriever.validate import calibrate, exact_ranks, mean_reciprocal_rank, walked_ranks
 from service.search.tables import Scoring
 
 
-def train(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: str = "cpu", resume: bool = True) -> Path:
+def train(
+    recipe: Recipe,
+    datasets: Sequence[Dataset],
+    out: Path,
+    device: str = "cpu",
+    resume: bool = True,
+    shelf: Shelf | None = None,
+) -> Path:
     """Run a recipe to its end and publish the models; a run that was cut off goes on after its last epoch.
+
+    Trainings that are given the same `shelf` share what a frozen encoder made of the same texts.
 
     Returns:
         The folder of the float32 model, `out/model`; the int8 one stands beside it.
     """
-    run = start_run(recipe, datasets, out, device)
+    run = start_run(recipe, datasets, out, device, shelf or Shelf())
     checkpoint_path, fingerprint = out / "checkpoint.safetensors", run.fingerprint()
     checkpoint = load_checkpoint(checkpoint_path, fingerprint) if resume else None
     place = checkpoint.place if checkpoint else Place()
@@ -166,7 +175,7 @@ def set_up(run: Run, stage: Stage) -> tuple[Work, torch.optim.Optimizer, Schedul
     if stage.objective == "decode":
         work.tree = make_tree(run)
     if stage.objective != "contrast" and not stage.encoder_lr:
-        work.cache = StateCache(retriever.encoder, run.material.queries, run.device, run.bf16)
+        work.cache = run.shelf.states(retriever.encoder, run.material.queries, run.device, run.bf16)
     return work, optimizer, schedule
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from models.data import DataError, Dataset, load_dataset
@@ -28,13 +29,14 @@ from models.popularity import hits_by_popularity
 from models.quantizers.quality import HEAD_SHARE
 from models.quantizers.report import load_sids, report_sids
 from models.retriever.recipe import Recipe
+from models.retriever.shelf import Shelf
 from models.retriever.train import train, train_splits
 from models.study.claims import BEAM
 from models.study.given import measure_given_first
-from models.study.plan import Plan, cell_recipe, encoder_recipe, places
-from models.task import Settings, Task, first_queries, make_task
+from models.study.plan import Place, Plan, cell_recipe, encoder_recipe, places
+from models.task import Settings, Task, first_queries, make_encoder, make_task
 from service.index.build import build_bundle
-from service.index.bundle import open_bundle
+from service.index.bundle import open_bundle, open_model
 from service.search.pipeline import Pipeline
 
 console = Console(stderr=True)
@@ -71,37 +73,54 @@ def run_study(
     """
     if unknown := sorted(set(only) - set(plan.data)):
         raise DataError(f"the plan has no data set {unknown[0]!r}: it has {', '.join(plan.data)}")
-    todo = [place for place in places(plan) if not only or place.data in only]
-    after(collect(plan, out))
-    for number, place in enumerate(todo, 1):
+    cells = [(place, place_recipe(place, plan, data, out)) for place in places(plan)]
+    todo = [(place, recipe) for place, recipe in cells if not only or place.data in only]
+    shelf = Shelf()
+    after(collect(plan, cells, out))
+    for number, (place, recipe) in enumerate(todo, 1):
         folder = data / place.data
         if not (folder / "corpus.jsonl").is_file():
             raise DataError(f"{folder}: no corpus.jsonl there; the plan names the data sets {', '.join(plan.data)}")
-        shared = plan.common | (plan.history if (folder / "sequences.jsonl").is_file() else {})
-        tuned = tune_encoder(encoder_recipe(plan.encoder, encoder, shared), folder, out / place.data, device)
-        recipe = cell_recipe(place.cell, tuned, place.seed, shared)
+        tune_encoder(encoder_recipe(plan.encoder, encoder, shared_changes(plan, folder)), folder, out, device)
         if read_result(place.folder(out), recipe, plan) is None:
             console.rule(f"{number} of {len(todo)}: {place.data}, {place.cell.name}, seed {place.seed}")
-            run_cell(recipe, folder, place.folder(out), plan, device)
-            after(collect(plan, out))
-    return collect(plan, out)
+            run_cell(recipe, folder, place.folder(out), plan, device, shelf)
+            after(collect(plan, cells, out))
+    return collect(plan, cells, out)
 
 
-def tune_encoder(recipe: Recipe, folder: Path, out: Path, device: str) -> Path:
-    """Tune a data set's encoder, or find it tuned; returns a Hugging Face folder."""
-    run = out / "encoder"
-    if not (keep_if_same(run, recipe) and (run / "encoder").is_dir()):
+def place_recipe(place: Place, plan: Plan, data: Path, out: Path) -> Recipe:
+    """Return what is trained at a place of a plan."""
+    shared = shared_changes(plan, data / place.data)
+    return cell_recipe(place.cell, tuned_encoder(out, place.data), place.seed, shared)
+
+
+def shared_changes(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Changes to every cell of a data set."""
+    return plan.common | (plan.history if (folder / "sequences.jsonl").is_file() else {})
+
+
+def tuned_encoder(out: Path, data: str) -> Path:
+    """Where the encoder is, as a Hugging Face folder, that the cells of a data set share."""
+    return out / data / "encoder" / "encoder"
+
+
+def tune_encoder(recipe: Recipe, folder: Path, out: Path, device: str) -> None:
+    """Tune a data set's encoder, unless it is tuned."""
+    tuned = tuned_encoder(out, folder.name)
+    if not (keep_if_same(tuned.parent, recipe) and tuned.is_dir()):
         console.rule(f"{folder.name}: tuning the encoder")
-        train(recipe, [_load(folder, recipe)], run, device)
-    return run / "encoder"
+        train(recipe, [_load(folder, recipe)], tuned.parent, device)
 
 
-def run_cell(recipe: Recipe, folder: Path, out: Path, plan: Plan, device: str) -> None:
+def run_cell(recipe: Recipe, folder: Path, out: Path, plan: Plan, device: str, shelf: Shelf) -> None:
     """Train, index, measure, write the figures down, clear up."""
     dataset = _load(folder, recipe)
     keep_if_same(out / "run", recipe)
-    model = train(recipe, [dataset], out / "run", device)
-    build_bundle(model, dataset.documents, out / "bundle", progress=False, replace=True)
+    model = train(recipe, [dataset], out / "run", device, shelf=shelf)
+    frozen = not any(stage.encoder_lr for stage in recipe.stage)
+    vectors_ND = document_vectors(Path(recipe.encoder.name).parent, dataset) if frozen else None
+    build_bundle(model, dataset.documents, out / "bundle", vectors=vectors_ND, progress=False, replace=True)
     result = measure_bundle(out / "bundle", folder, plan)
     result["fingerprint"] = fingerprint(recipe, plan)
     partial = out / "result.partial"
@@ -109,6 +128,18 @@ def run_cell(recipe: Recipe, folder: Path, out: Path, plan: Plan, device: str) -
     partial.replace(out / "result.json")
     for name in ("run", "bundle"):
         shutil.rmtree(out / name)
+
+
+def document_vectors(tuned: Path, dataset: Dataset) -> NDArray[np.float32]:
+    """Encode the documents with the tuned encoder, once for all cells that leave it frozen; kept beside it."""
+    kept = tuned / "vectors.npy"
+    if not kept.is_file():
+        texts = [(document.title, document.text) for document in dataset.documents]
+        partial = kept.with_suffix(".partial.npy")
+        np.save(partial, make_encoder(open_model(tuned / "model"), 1).encode_documents(texts), allow_pickle=False)
+        partial.replace(kept)
+    vectors_ND: NDArray[np.float32] = np.load(kept, allow_pickle=False)
+    return vectors_ND
 
 
 def measure_bundle(path: Path, folder: Path, plan: Plan) -> dict[str, Any]:
@@ -185,14 +216,12 @@ def read_result(folder: Path, recipe: Recipe, plan: Plan) -> dict[str, Any] | No
     return result if result["fingerprint"] == fingerprint(recipe, plan) else None
 
 
-def collect(plan: Plan, out: Path) -> dict[str, Any]:
-    """Gather all figures: data set → cell → seed."""
+def collect(plan: Plan, cells: Sequence[tuple[Place, Recipe]], out: Path) -> dict[str, Any]:
+    """Gather all figures that hold: data set → cell → seed."""
     found: dict[str, Any] = {}
-    for place in places(plan):
-        path = place.folder(out) / "result.json"
-        if path.is_file():
-            cells = found.setdefault(place.data, {}).setdefault(place.cell.name, {})
-            cells[str(place.seed)] = json.loads(path.read_text("utf-8"))
+    for place, recipe in cells:
+        if result := read_result(place.folder(out), recipe, plan):
+            found.setdefault(place.data, {}).setdefault(place.cell.name, {})[str(place.seed)] = result
     return found
 
 

@@ -82,11 +82,20 @@ class Pipeline:
         if not queries:
             return []
         options = options or SearchOptions()
-        scoring = self.check_scoring(options.scoring)
+        self.check_scoring(options.scoring)
         clock = StageClock()
-
         encoded = self.encoder.encode_queries(queries, histories)
         clock.lap("encode")
+        return self.answer(encoded, options, clock)
+
+    def answer(self, encoded: Encoded, options: SearchOptions, clock: StageClock | None = None) -> list[Answer]:
+        """Answer a batch of queries that are encoded already: what `search` does after encoding them.
+
+        Raises:
+            ValueError: as `search`.
+        """
+        scoring = self.check_scoring(options.scoring)
+        clock = clock or StageClock()
 
         beams: Beams | None = None
         if options.mode != "hamming":
@@ -111,7 +120,7 @@ class Pipeline:
                 beams=self._explain(beams, query) if beams else None,
                 decoder_steps=int(beams.steps_Q[query]) if beams and beams.steps else 0,
             )
-            for query in range(len(queries))
+            for query in range(len(encoded.vectors_QD))
         ]
 
     def check_scoring(self, scoring: str | None) -> Scoring:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from models.cli import register
 from models.comparison import Comparison
 from models.data import DataError
-from models.evaluate import evaluate, known_share, reorder, walk_once
+from models.evaluate import EncodedQueries, evaluate, known_share, reorder, walk_once
 from models.free_decoding import decode_freely, log_softmax, step_choices, valid_share
 from models.task import Settings, Task, make_task
 from service.index.bundle import open_bundle
@@ -98,7 +98,7 @@ def test_candidates_are_reordered_as_the_pipeline_orders_them(
     pipeline: Pipeline, data_folder: Path, scoring: str, ranking: str
 ) -> None:
     task = make_task_of(data_folder, pipeline)
-    walked = walk_once(pipeline, task, scoring, 6, 5, lambda _: None)
+    walked = walk_once(pipeline, EncodedQueries(pipeline.encoder, task, 5), scoring, 6, lambda _: None)
     options = SearchOptions(top_k=100, beam_width=6, scoring=scoring, ranking=ranking)  # type: ignore[arg-type]
     weight = pipeline.bundle.manifest.model.fusion_weight
     for hits, answer in zip(walked.hits, pipeline.search(task.texts, options), strict=True):
@@ -124,7 +124,7 @@ def test_all_identifiers_are_valid_with_the_trie_and_not_all_without(compared: t
 
 def test_an_unknown_identifier_lowers_the_valid_share(pipeline: Pipeline, data_folder: Path) -> None:
     task = make_task_of(data_folder, pipeline)
-    walked = walk_once(pipeline, task, "geometric", 4, 12, lambda _: None)
+    walked = walk_once(pipeline, EncodedQueries(pipeline.encoder, task, 12), "geometric", 4, lambda _: None)
     sids = {pipeline.bundle.trie.sid(position) for position in range(60)}
     hits = [hit for row in walked.hits for hit in row]
     lost = pipeline.bundle.trie.sid(hits[0].position)

@@ -79,7 +79,8 @@ def test_what_is_done_is_not_done_again_unless_the_recipe_changes(
     changed = PLAN.model_copy(
         update={"cell": (PLAN.cell[0], PLAN.cell[1].model_copy(update={"changes": {"decoder.width": 32}}))}
     )
-    run_study(changed, out / "data", str(tiny_encoder), out / "cells")
+    held = run_study(changed, out / "data", str(tiny_encoder), out / "cells")["tiny"]
+    assert held == {"hhq": results["tiny"]["hhq"]}, "figures of a cell that has changed since are not shown"
     assert trained == ["rq_kmeans", "rq_kmeans"]
 
 
