@@ -15,6 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from service.search.filters import count_eligible
+from service.search.kernel import KERNEL
 from service.search.scores import (
     add_geometry,
     best_cosine,
@@ -41,13 +42,13 @@ from service.search.walk_state import (
 )
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def _is_eligible(tables: Tables, lo: int, hi: int) -> Scalar:
     """Say whether the filter leaves a document in `[lo, hi)`; without a filter every range has one."""
     return len(tables.words_W) == 0 or count_eligible(tables.words_W, tables.ranks_W, lo, hi) > 0
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def _fill_child_reaches(
     tables: Tables, scores: Scores, scratch: Scratch, query: int, node: int, hi: int, every: bool
 ) -> None:
@@ -63,7 +64,7 @@ def _fill_child_reaches(
     )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def _fill_values(
     rules: Rules, tables: Tables, scores: Scores, scratch: Scratch, query: int, column: int, node: int, hi: int
 ) -> None:
@@ -87,7 +88,7 @@ def _fill_values(
         scratch.logits[place] = min(scratch.logits[place] - normaliser, 0.0)
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def _offer_all(
     best: Best, size: int, values: NDArray[np.float64], geometry: NDArray[np.float64], allowed: NDArray[np.bool_],
     base: float, beam: int, first: int, last: int,
@@ -101,7 +102,7 @@ def _offer_all(
     return size
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def _offer_children(
     rules: Rules, tables: Tables, scores: Scores, scratch: Scratch, beams: Frontier, query: int, beam: int, size: int
 ) -> Scalar:
@@ -119,7 +120,7 @@ def _offer_children(
     return _offer_all(scratch.best, size, values, scratch.reaches, scratch.allowed, base, beam, first, last)
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def _offer_end(
     rules: Rules, tables: Tables, scores: Scores, scratch: Scratch, beams: Frontier, query: int, beam: int, size: int
 ) -> Scalar:
@@ -134,7 +135,7 @@ def _offer_end(
     return offer(scratch.best, size, score, geometry, node, beam)
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def _offer_rest(
     tables: Tables, scores: Scores, scratch: Scratch, beams: Frontier, depth: int, query: int, beam: int, size: int
 ) -> Scalar:
@@ -150,7 +151,7 @@ def _offer_rest(
     return offer(scratch.best, size, score, 0.0, node, beam)
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def _select(
     rules: Rules, tables: Tables, scores: Scores, scratch: Scratch, beams: Frontier, depth: int, query: int
 ) -> Scalar:
@@ -172,7 +173,7 @@ def _select(
     return size
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def _is_finished(rules: Rules, tables: Tables, node: int, lo: int, depth: int) -> Scalar:
     """Say whether a node at `depth` needs no further step."""
     if tables.child_M[node] != tables.child_M[node + 1]:
@@ -181,7 +182,7 @@ def _is_finished(rules: Rules, tables: Tables, node: int, lo: int, depth: int) -
     return not rules.full or depth >= levels or tables.sids_NL[lo, depth] == rules.padding
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def _settle(
     rules: Rules, tables: Tables, best: Best, size: int, beams: Frontier, depth: int, query: int, after: Frontier,
     order: Order,
@@ -219,7 +220,7 @@ def _settle(
     return columns
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def _note_level(rules: Rules, beams: Frontier, after: Frontier, depth: int, query: int, origin: int, rank: int) -> None:
     """Note what this level added to a beam; nothing where the beam was finished or ended here."""
     for level in range(after.levels_QBL.shape[2]):
@@ -231,7 +232,7 @@ def _note_level(rules: Rules, beams: Frontier, after: Frontier, depth: int, quer
         after.levels_QBL[query, rank, depth] = after.score_QB[query, rank] - before
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def advance(
     rules: Rules, tables: Tables, scores: Scores, scratch: Scratch, depth: int, beams: Frontier, after: Frontier,
     order: Order,

@@ -16,6 +16,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from service.search.kernel import KERNEL
+
 WORD = 64
 
 
@@ -81,7 +83,7 @@ _PAIRS, _NIBBLES, _BYTES = np.uint64(0x5555555555555555), np.uint64(0x3333333333
 _SUM, _1, _2, _4, _56 = np.uint64(0x0101010101010101), np.uint64(1), np.uint64(2), np.uint64(4), np.uint64(56)
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def rank_eligible(words_W: NDArray[np.uint64], ranks_W: NDArray[np.uint32], position: int) -> np.int64:
     """Return the eligible documents before `position`."""
     word = words_W[position >> 6] & ((_1 << np.uint64(position & 63)) - _1)
@@ -91,7 +93,7 @@ def rank_eligible(words_W: NDArray[np.uint64], ranks_W: NDArray[np.uint32], posi
     return np.int64(ranks_W[position >> 6]) + np.int64((word * _SUM) >> _56)
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def count_eligible(words_W: NDArray[np.uint64], ranks_W: NDArray[np.uint32], lo: int, hi: int) -> np.int64:
     """Return the eligible documents in `[lo, hi)`."""
     count: np.int64 = rank_eligible(words_W, ranks_W, hi) - rank_eligible(words_W, ranks_W, lo)

@@ -10,10 +10,13 @@ earlier one of its own distance.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from service.search.kernel import KERNEL
 from service.search.popcount import count_bits, prefetch, scan_block_for_four, scan_block_for_one, trailing_zeros
 
 GROUP = 4  # queries that share the loads of a block
@@ -24,7 +27,23 @@ Words = npt.NDArray[np.uint64]
 Tally = npt.NDArray[np.int32]
 
 
-@njit(cache=True, nogil=True)
+class Scratch(NamedTuple):
+    """Working memory of a scan.
+
+    Attributes:
+        lines: offsets of the cache lines of a tile, see `tile_lines`.
+        distances: (4 · 32,) uint64, of the documents of a block to a group of queries.
+        masks: (4,) uint32, the documents of a block that are near enough.
+        tally_T: int32, one for every possible distance.
+    """
+
+    lines: npt.NDArray[np.int64]
+    distances: Words
+    masks: npt.NDArray[np.uint32]
+    tally_T: Tally
+
+
+@njit(**KERNEL)
 def select(keys_C: Words, count: int, k: int, bound: int, tally_T: Tally) -> tuple[int, np.uint64]:
     """Keep the k smallest of `count` keys, in their order.
 
@@ -58,7 +77,7 @@ def select(keys_C: Words, count: int, k: int, bound: int, tally_T: Tally) -> tup
     return kept, np.uint64(limit)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(**KERNEL, inline="always")
 def admit(
     mask: np.uint32,
     first_position: int,
@@ -89,7 +108,7 @@ def admit(
             counts_Q[query] = count
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def eligible_documents(block: int, documents: int, eligible: Words) -> np.uint32:
     """Bits of the documents of a block that exist and, where a bitmap is given, are eligible."""
     mask = np.uint32(0xFFFFFFFF)
@@ -139,15 +158,40 @@ def scan_blocks(
         counts_Q: keys that each buffer holds.
         thresholds_Q: distance that a document must stay below, `EVERYTHING` at the start.
     """
+    words = queries_QW.shape[1]
+    tile = max(1, TILE_BYTES // (words * 256))
+    scratch = Scratch(
+        tile_lines(tile, words, codes_GWV.shape[1] * 32),
+        np.empty(GROUP * 32, np.uint64),
+        np.empty(GROUP, np.uint32),
+        np.empty(words * 64 + 1, np.int32),
+    )
+    _scan_tiles(
+        codes_GWV, first, last, documents, queries_QW, eligible, k, keys_QC, counts_Q, thresholds_Q, tile, scratch
+    )
+
+
+@njit(**KERNEL)
+def _scan_tiles(
+    codes_GWV: Words,
+    first: int,
+    last: int,
+    documents: int,
+    queries_QW: Words,
+    eligible: Words,
+    k: int,
+    keys_QC: Words,
+    counts_Q: npt.NDArray[np.int64],
+    thresholds_Q: Words,
+    tile: int,
+    scratch: Scratch,
+) -> None:
+    """Scan blocks [first, last), `tile` at a time; the arguments are those of `scan_blocks`."""
+    lines, distances, masks, tally_T = scratch
     queries, words = queries_QW.shape
     stride = codes_GWV.shape[1] * 32
     grouped = queries - queries % GROUP
-    tile = max(1, TILE_BYTES // (words * 256))
-    lines = tile_lines(tile, words, stride)
     share = len(lines) * GROUP // max(grouped, 1) + 1  # lines of the next tile that a group asks for
-    distances = np.empty(GROUP * 32, np.uint64)
-    masks = np.empty(GROUP, np.uint32)
-    tally_T = np.empty(words * 64 + 1, np.int32)
     for start in range(first, last, tile):
         end = min(start + tile, last)
         asked = 0

@@ -18,6 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from service.search.filters import DocumentFilter, count_eligible
+from service.search.kernel import KERNEL
 from service.search.scores import dot_row
 from service.search.selection import Best, new_best, offer, sort_best
 from service.search.tables import frozen
@@ -105,7 +106,7 @@ def _empty(queries: int, top_k: int) -> Ranked:
     )
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def _rank_all(
     lo_QB: NDArray[np.int64], hi_QB: NDArray[np.int64], score_QB: NDArray[np.float64],
     geometry_QB: NDArray[np.float64], reach_weight: float, size_Q: NDArray[np.int64],

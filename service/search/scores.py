@@ -16,10 +16,11 @@ from numba import njit
 from numpy.typing import NDArray
 
 from service.search.filters import count_eligible
+from service.search.kernel import KERNEL
 from service.search.walk_state import Scalar
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(**KERNEL, fastmath=True)
 def dot_row(matrix: NDArray[np.float32], row: int, vector: NDArray[np.float32]) -> Scalar:
     """Return the product of a row and a vector; fastmath lets LLVM vectorise the sum."""
     total = np.float32(0)
@@ -28,7 +29,7 @@ def dot_row(matrix: NDArray[np.float32], row: int, vector: NDArray[np.float32]) 
     return total
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(**KERNEL, fastmath=True)
 def multiply_rows(
     left_XE: NDArray[np.float32], right_TE: NDArray[np.float32], lo: int, hi: int, out_XK: NDArray[np.float32]
 ) -> None:
@@ -52,7 +53,7 @@ def multiply_rows(
                 out_XK[x0, t - lo], out_XK[x1, t - lo] = a, b
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def best_cosine(vectors_ND: NDArray[np.float32], lo: int, hi: int, vector_D: NDArray[np.float32]) -> Scalar:
     """Return the largest product of a query with documents `[lo, hi)`."""
     best = dot_row(vectors_ND, lo, vector_D)
@@ -61,7 +62,7 @@ def best_cosine(vectors_ND: NDArray[np.float32], lo: int, hi: int, vector_D: NDA
     return best
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def node_reach(
     node: int, lo: int, hi: int, region_M: NDArray[np.int32], start_C: NDArray[np.int64], rest_C: NDArray[np.float32],
     rows_RD: NDArray[np.float32], vectors_ND: NDArray[np.float32], vector_D: NDArray[np.float32],
@@ -77,7 +78,7 @@ def node_reach(
     return dot_row(rows_RD, first, vector_D) + np.sqrt(variance)
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def fold_reaches(
     products_QX: NDArray[np.float32], start_R: NDArray[np.int64], rest_R: NDArray[np.float32],
     reach_QR: NDArray[np.float32],
@@ -96,13 +97,13 @@ def fold_reaches(
             reach_QR[query, child] = best if rest_R[child] < 0 else best + np.sqrt(variance)
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def child_end(lo_M: NDArray[np.uint32], child: int, last: int, hi: int) -> Scalar:
     """Return the end of a child's documents: its next sibling's first, or its parent's end."""
     return np.int64(lo_M[child + 1]) if child + 1 < last else hi
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def mark_eligible(
     allowed: NDArray[np.bool_], lo_M: NDArray[np.uint32], first: int, last: int, hi: int,
     words_W: NDArray[np.uint64], ranks_W: NDArray[np.uint32],
@@ -116,7 +117,7 @@ def mark_eligible(
         allowed[child - first] = count_eligible(words_W, ranks_W, lo, end) > 0
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def fill_reaches(
     reaches: NDArray[np.float64], allowed: NDArray[np.bool_], every: bool, lo_M: NDArray[np.uint32], first: int,
     last: int, hi: int, region_M: NDArray[np.int32], start_C: NDArray[np.int64], rest_C: NDArray[np.float32],
@@ -131,7 +132,7 @@ def fill_reaches(
             )
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def fill_logits(
     logits: NDArray[np.float64], token_M: NDArray[Any], first: int, last: int, scale_T: NDArray[np.float32],
     tokens_TE: NDArray[np.float32], hidden_E: NDArray[np.float32], dense_K: NDArray[np.float32], level_lo: int,
@@ -144,7 +145,7 @@ def fill_logits(
         logits[child - first] = np.float64(scale_T[token]) * np.float64(product)
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def log_sum_exp(logits: NDArray[np.float64], count: int) -> Scalar:
     """Return the logarithm of the sum of exponentials of the first `count` logits."""
     largest = logits[0]
@@ -156,7 +157,7 @@ def log_sum_exp(logits: NDArray[np.float64], count: int) -> Scalar:
     return largest + np.log(total)
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def add_geometry(logits: NDArray[np.float64], geometry: NDArray[np.float64], weight: float, count: int) -> None:
     """Turn the decoder's logits into guided scores above the node's own, and reaches into weighted ones.
 
@@ -173,7 +174,7 @@ def add_geometry(logits: NDArray[np.float64], geometry: NDArray[np.float64], wei
         logits[i] -= expected
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def vocabulary_log_sum(
     logits: NDArray[np.float64], scale_T: NDArray[np.float32], dense_K: NDArray[np.float32], level_lo: int
 ) -> Scalar:

@@ -14,6 +14,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from service.search.kernel import KERNEL
+
 
 class Best(NamedTuple):
     """Four columns of a bounded heap; how many rows are in use is kept by the caller.
@@ -36,7 +38,7 @@ def new_best(capacity: int) -> Best:
     return Best(np.empty(capacity), np.empty(capacity), np.empty(capacity, np.int64), np.empty(capacity, np.int64))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(**KERNEL, inline="always")
 def _is_worse(best: Best, row: int, primary: float, secondary: float, number: int) -> bool:
     """Say whether a row of the heap is worse than a candidate."""
     if best.primary[row] != primary:
@@ -46,7 +48,7 @@ def _is_worse(best: Best, row: int, primary: float, secondary: float, number: in
     return bool(best.number[row] > number)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(**KERNEL, inline="always")
 def _move(best: Best, source: int, target: int) -> None:
     """Copy a row."""
     best.primary[target] = best.primary[source]
@@ -55,7 +57,7 @@ def _move(best: Best, source: int, target: int) -> None:
     best.origin[target] = best.origin[source]
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(**KERNEL, inline="always")
 def _put(best: Best, row: int, primary: float, secondary: float, number: int, origin: int) -> None:
     """Write a row."""
     best.primary[row] = primary
@@ -64,7 +66,7 @@ def _put(best: Best, row: int, primary: float, secondary: float, number: int, or
     best.origin[row] = origin
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def _sift_down(best: Best, size: int, primary: float, secondary: float, number: int, origin: int) -> None:
     """Put a candidate at the root and let it sink below everything worse."""
     row = 0
@@ -82,7 +84,7 @@ def _sift_down(best: Best, size: int, primary: float, secondary: float, number: 
     _put(best, row, primary, secondary, number, origin)
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def offer(best: Best, size: int, primary: float, secondary: float, number: int, origin: int) -> int:
     """Keep a candidate if it is among the best; returns the rows now in use."""
     if size == len(best.primary):
@@ -100,7 +102,7 @@ def offer(best: Best, size: int, primary: float, secondary: float, number: int, 
     return size + 1
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def sort_best(best: Best, size: int) -> None:
     """Sort the rows in use, best first; the heap is a heap no more."""
     for last in range(size - 1, 0, -1):
