@@ -187,8 +187,8 @@ def _settle(
     rules: Rules, tables: Tables, best: Best, size: int, beams: Frontier, depth: int, query: int, after: Frontier,
     order: Order,
 ) -> Scalar:  # fmt: skip
-    """Turn a query's selection into its next beams; returns how many of them are unfinished."""
-    columns = 0
+    """Turn a query's selection into its next beams; returns how many are unfinished, and their children."""
+    columns, children = 0, np.int64(0)
     for rank in range(size):
         origin, node = best.origin[rank], best.number[rank]
         parent, lo, hi = beams.node_QB[query, origin], beams.lo_QB[query, origin], beams.hi_QB[query, origin]
@@ -212,12 +212,12 @@ def _settle(
         if not finished:
             order.parent_QB[query, columns] = beams.column_QB[query, origin]
             order.token_QB[query, columns] = token
-            order.children_Q[query] += np.int64(tables.child_M[node + 1]) - np.int64(tables.child_M[node])
+            children += np.int64(tables.child_M[node + 1]) - np.int64(tables.child_M[node])
             columns += 1
         if after.levels_QBL.shape[2] > 0:
             _note_level(rules, beams, after, depth, query, origin, rank)
     after.size_Q[query] = size
-    return columns
+    return columns, children
 
 
 @njit(**KERNEL)
@@ -241,15 +241,15 @@ def advance(
 
     Returns:
         The largest number of unfinished beams of a query: the columns of the next decoder call. `order` holds their
-        parents and tokens; columns that a query does not fill ask for the start token on column 0.
+        parents and tokens; columns that a query does not fill ask for the start token on column 0. And the children of
+        all queries' unfinished beams.
     """
-    columns = 0
+    columns, children = 0, np.int64(0)
     for query in range(len(beams.size_Q)):
         for column in range(order.parent_QB.shape[1]):
             order.parent_QB[query, column], order.token_QB[query, column] = 0, rules.start
-        order.children_Q[query] = 0
         size = _select(rules, tables, scores, scratch, beams, depth, query)
-        unfinished = _settle(rules, tables, scratch.best, size, beams, depth, query, after, order)
+        unfinished, below = _settle(rules, tables, scratch.best, size, beams, depth, query, after, order)
         order.steps_Q[query] += unfinished > 0
-        columns = max(columns, unfinished)
-    return columns
+        columns, children = max(columns, unfinished), children + below
+    return columns, children

@@ -53,6 +53,15 @@ def multiply_rows(
                 out_XK[x0, t - lo], out_XK[x1, t - lo] = a, b
 
 
+@njit(**KERNEL, fastmath={"reassoc"})
+def all_finite(values_QUE: NDArray[np.float32]) -> Scalar:
+    """Say whether no number is NaN or infinite: zero times one of these is no zero."""
+    total = np.float32(0)
+    for value in values_QUE.flat:
+        total += value * np.float32(0)
+    return total == 0
+
+
 @njit(**KERNEL)
 def best_cosine(vectors_ND: NDArray[np.float32], lo: int, hi: int, vector_D: NDArray[np.float32]) -> Scalar:
     """Return the largest product of a query with documents `[lo, hi)`."""

@@ -35,7 +35,7 @@ class Best(NamedTuple):
 
 def new_best(capacity: int) -> Best:
     """Return an empty heap for the `capacity` best."""
-    return Best(np.empty(capacity), np.empty(capacity), np.empty(capacity, np.int64), np.empty(capacity, np.int64))
+    return Best(*np.empty((2, capacity)), *np.empty((2, capacity), np.int64))
 
 
 @njit(**KERNEL, inline="always")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from service.search.candidates import advance
 from service.search.filters import DocumentFilter
-from service.search.scores import fold_reaches, multiply_rows, node_reach
+from service.search.scores import all_finite, fold_reaches, multiply_rows, node_reach
 from service.search.selection import new_best
 from service.search.tables import Normalisation, Scoring, WalkTables, frozen
 from service.search.walk_state import FINISHED, GENERATIVE, Frontier, Order, Rules, Scores, Scratch, Tables
@@ -105,12 +105,12 @@ def walk(
     root_QR = _root_reaches(tables, vectors_QD) if scoring != "generative" else np.zeros((queries, 0), np.float32)
     beams, after = (_frontier(queries, beam_width, levels if explain else 0) for _ in range(2))
     order = _order(queries, beam_width)
-    columns = _start(tables, rules, arrays, vectors_QD, beams, order, eligible)
-    depth = 0
+    columns = _start(rules, arrays, vectors_QD, beams, order, eligible)
+    depth = children = 0
     while columns:
-        hidden_QUE, dense_QUK = _decode(arrays, tables.level_offsets, rules, order, columns, depth, step)
+        hidden_QUE, dense_QUK = _decode(arrays, tables.level_offsets, rules, order, columns, children, depth, step)
         scores = Scores(vectors_QD, hidden_QUE, dense_QUK, tables.level_offsets[depth], root_QR)
-        columns = advance(rules, arrays, scores, scratch, depth, beams, after, order)
+        columns, children = advance(rules, arrays, scores, scratch, depth, beams, after, order)
         beams, after = after, beams
         depth += 1
     levels_QBL = beams.levels_QBL if explain else None
@@ -127,6 +127,7 @@ def _decode(
     rules: Rules,
     order: Order,
     columns: int,
+    children: int,
     depth: int,
     step: Step | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -141,12 +142,13 @@ def _decode(
     embeddings_QUE = arrays.tokens_TE[order.token_QB[:, :columns]]
     parents_QU = np.ascontiguousarray(order.parent_QB[:, :columns]) if depth else None
     hidden_QUE = np.ascontiguousarray(step(embeddings_QUE, depth, parents_QU))
-    if hidden_QUE.shape != embeddings_QUE.shape or not np.isfinite(hidden_QUE).all():
+    if hidden_QUE.shape != embeddings_QUE.shape or hidden_QUE.dtype != np.float32 or not all_finite(hidden_QUE):
         raise ValueError(
-            f"decoder step {depth} gave {hidden_QUE.shape} for {embeddings_QUE.shape}, or values that are not finite"
+            f"decoder step {depth} gave {hidden_QUE.dtype} {hidden_QUE.shape} for float32 {embeddings_QUE.shape}, "
+            "or values that are not finite"
         )
     lo, hi = level_offsets[depth : depth + 2]
-    if not (rules.full or depth == 0 or order.children_Q.sum() >= DENSE_SHARE * queries * columns * (hi - lo)):
+    if not (rules.full or depth == 0 or children >= DENSE_SHARE * queries * columns * (hi - lo)):
         return hidden_QUE, nothing
     products = _products(hidden_QUE.reshape(queries * columns, -1), arrays.tokens_TE, lo, hi)
     return hidden_QUE, products.reshape(queries, columns, hi - lo)
@@ -169,7 +171,6 @@ def _products(left_XE: NDArray[np.float32], right_TE: NDArray[np.float32], lo: i
 
 
 def _start(
-    tables: WalkTables,
     rules: Rules,
     arrays: Tables,
     vectors_QD: NDArray[np.float32],
@@ -178,11 +179,12 @@ def _start(
     eligible: DocumentFilter | None,
 ) -> int:
     """Put the root into every query's beams; returns the columns of the first decoder call: 1, or 0 at once."""
-    documents = tables.trie.documents
-    finished = int(tables.trie.child_M[1]) == 1 and not rules.full  # all documents share one SID
+    documents = len(arrays.vectors_ND)
+    finished = int(arrays.child_M[1]) == 1 and not rules.full  # all documents share one SID
     possible = eligible is None or eligible.count(0, documents) > 0
-    beams.node_QB[:, 0], beams.lo_QB[:, 0], beams.hi_QB[:, 0] = 0, 0, documents
-    beams.column_QB[:, 0] = FINISHED if finished else 0
+    beams.hi_QB[:, 0] = documents  # node, first document and column are 0
+    if finished:
+        beams.column_QB[:, 0] = FINISHED
     if finished and rules.scoring != GENERATIVE:
         for query, vector_D in enumerate(vectors_QD):
             reach = node_reach(
@@ -198,36 +200,27 @@ def _start(
 
 def _order(queries: int, beam_width: int) -> Order:
     """Return an order for nothing."""
-    shape = (queries, beam_width)
-    return Order(
-        np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(queries, np.int64), np.zeros(queries, np.int64)
-    )
+    parent_QB, token_QB = np.zeros((2, queries, beam_width), np.int64)
+    return Order(parent_QB, token_QB, np.zeros(queries, np.int64))
 
 
 def _frontier(queries: int, beam_width: int, levels: int) -> Frontier:
     """Return empty beams."""
-    shape = (queries, beam_width)
+    node_QB, lo_QB, hi_QB, column_QB = np.zeros((4, queries, beam_width), np.int64)
+    score_QB, geometry_QB = np.zeros((2, queries, beam_width))
+    levels_QBL = np.empty((queries, beam_width, levels))
+    if levels:
+        levels_QBL[:] = np.nan
     return Frontier(
-        node_QB=np.zeros(shape, np.int64),
-        lo_QB=np.zeros(shape, np.int64),
-        hi_QB=np.zeros(shape, np.int64),
-        score_QB=np.zeros(shape),
-        geometry_QB=np.zeros(shape),
-        column_QB=np.full(shape, FINISHED, np.int64),
-        size_Q=np.zeros(queries, np.int64),
-        levels_QBL=np.full((*shape, levels), np.nan),
-    )
+        node_QB, lo_QB, hi_QB, score_QB, geometry_QB, column_QB, np.zeros(queries, np.int64), levels_QBL,
+    )  # fmt: skip
 
 
 def _scratch(tables: WalkTables, beam_width: int) -> Scratch:
     """Return working memory: no node has more children than there are tokens."""
     widest = max(1, tables.level_offsets[-1])
-    return Scratch(
-        logits=np.empty(widest),
-        reaches=np.zeros(widest),  # `generative` leaves them so
-        allowed=np.empty(widest, np.bool_),
-        best=new_best(beam_width),
-    )
+    logits, reaches = np.zeros((2, widest))  # `generative` leaves the reaches so
+    return Scratch(logits, reaches, np.empty(widest, np.bool_), new_best(beam_width))
 
 
 def _check(

@@ -118,10 +118,8 @@ class Order(NamedTuple):
         parent_QB: int64, the columns of its last call.
         token_QB: int64, the tokens to go on with.
         steps_Q: int64, the levels that each query was walked, the next one included.
-        children_Q: int64, the children of each query's unfinished beams.
     """
 
     parent_QB: NDArray[np.int64]
     token_QB: NDArray[np.int64]
     steps_Q: NDArray[np.int64]
-    children_Q: NDArray[np.int64]
