@@ -25,6 +25,7 @@ from models.runs import Run, write_run
 from service.index.corpus import read_corpus
 from service.index.documents import Document
 
+SEQUENCES = "sequences.jsonl"
 Qrels = dict[str, dict[str, int]]  # query id → document id → grade
 
 __all__ = ["DataError", "Dataset", "Document", "Qrels", "Query", "Run", "load_dataset", "read_corpus", "write_run"]
@@ -73,6 +74,20 @@ class Dataset:
         judged = self.judged(split)
         grades = self.qrels[split]
         return [(query, self.position[d]) for query in judged for d, grade in grades[query].items() if grade > 0]
+
+    def followed(self, split: str) -> set[str]:
+        """Give the queries `<user>-<n>` of a split that a later query of the same user follows; none without sequences.
+
+        What they ask for is in the history of the later ones: a retriever that was trained on those has seen it.
+        """
+        if not (self.folder / SEQUENCES).is_file():
+            return set()
+        steps: dict[str, list[tuple[int, str]]] = {}
+        for query in self.qrels[split]:
+            user, dash, count = query.rpartition("-")
+            if dash and count.isdigit():
+                steps.setdefault(user, []).append((int(count), query))
+        return {query for taken in steps.values() for _, query in sorted(taken)[:-1]}
 
     def popularity(self, split: str = "train") -> NDArray[np.int64]:
         """Count the relevant queries of every document in a split: (documents,) int64."""
@@ -166,7 +181,7 @@ def read_histories(
         DataError: a bad line of sequences.jsonl, or items that are no documents (with counts and examples).
     """
     histories = {query.id: tuple(titles.get(item, item) for item in query.history) for query in queries.values()}
-    path = folder / "sequences.jsonl"
+    path = folder / SEQUENCES
     if path.is_file():
         sequences = dict(_read_sequences(path))
         refuse_unknown(path, "item", (i for items in sequences.values() for i in items), titles)

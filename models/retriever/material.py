@@ -24,7 +24,8 @@ class Material:
     Attributes:
         documents, queries: tokenized texts.
         real, pseudo: pairs to train on.
-        held_out: pairs to validate on: the dev split where there is one, otherwise a part of train.
+        held_out: pairs to validate on: the dev split where there is one, otherwise a part of train; of a user's
+            queries the last at most, as when serving: nothing later is known.
         names: of the data sets.
     """
 
@@ -48,19 +49,24 @@ def gather(datasets: Sequence[Dataset], recipe: Recipe, tokenizer: Tokenizer) ->
     real: list[Pair] = []
     pseudo: list[Pair] = []
     dev: list[Pair] = []
+    followed: set[int] = set()
     for dataset in datasets:
         base = len(documents)
         documents += [document_text(d.title, d.text, settings) for d in dataset.documents]
+        earlier = dataset.followed("train") if "train" in dataset.qrels else set()
         for split, pairs in (("train", real), ("dev", dev)):
             for query, document in dataset.pairs(split) if split in dataset.qrels else []:
                 history = dataset.histories.get(query, ())
+                if split == "train" and query in earlier:
+                    followed.add(len(real))
                 pairs.append((len(texts), base + document))
                 texts.append(query_text(dataset.queries[query], history, settings))
         for text, document in make_pseudo_queries(dataset, recipe):
             pseudo.append((len(texts), base + document))
             texts.append(query_text(text, (), settings))
-    generator = np.random.default_rng(recipe.seed)
-    held = set() if dev else set(generator.permutation(len(real))[: int(recipe.dev_share * len(real))].tolist())
+    order = np.random.default_rng(recipe.seed).permutation(len(real)).tolist()
+    last = [row for row in order if row not in followed]
+    held = set() if dev else set(last[: int(recipe.dev_share * len(real))])
     return Material(
         documents=tokenize(tokenizer, documents, settings.max_document_tokens),
         queries=tokenize(

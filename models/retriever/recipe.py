@@ -63,13 +63,18 @@ class PseudoTable(Table):
 
 
 class ObjectiveTable(Table):
-    """`[objective]`: weights of the losses and their settings."""
+    """`[objective]`: weights of the losses and their settings.
+
+    `distillation` is the share of the generative target that the dense retriever gives; with `trust = "as_right"` less
+    of it the surer the retriever is of another document than the label.
+    """
 
     constraint: Literal["trie", "predecessor", "none"] = "trie"
     generative: float = Field(default=1.0, ge=0)
     guided: float = Field(default=1.0, ge=0)
     contrast: float = Field(default=1.0, ge=0)
     distillation: float = Field(default=0.5, ge=0, le=1)
+    trust: Literal["full", "as_right"] = "full"
     temperature: float = Field(default=0.05, gt=0)
     scale: float = Field(default=20.0, gt=0)
     guided_scale: float = Field(default=3.0, gt=0)

@@ -22,7 +22,7 @@ from service.search.walk import walk
 MISSED = 1 << 30
 BEAM = 10
 DEPTH = 10
-DECODER_SHARES = (1.0, 0.75, 0.5, 0.3, 0.15)
+DECODER_SHARES = (4.0, 2.0, 1.0, 0.75, 0.5, 0.3, 0.15)
 
 
 class TorchStep:
@@ -105,7 +105,8 @@ def walked_ranks(work: Work, pairs: Sequence[Pair], scoring: Scoring, batch: int
 def calibrate(work: Work, pairs: Sequence[Pair]) -> float:
     """Scale what the decoder says beside geometry to what held-out queries gain most from; gives the factor.
 
-    A decoder is surer of the queries that it was trained on than of new ones.
+    A decoder is surer of the queries that it was trained on than of new ones; and so is geometry where the encoder was
+    tuned on them, so the factor may be above 1.
     """
     trained = work.retriever.log_beside.clone()
     gains = {}

@@ -112,6 +112,14 @@ def test_histories_come_from_sequences_or_the_query_itself(tmp_path: Path) -> No
         load_dataset(folder, history=1)
 
 
+def test_of_a_user_only_the_last_query_is_followed_by_none(tmp_path: Path) -> None:
+    qrels = "u-0\td1\t1\nu-2\td1\t1\nu-1\td2\t1\n"
+    folder = write_folder(tmp_path, **{"qrels__train.tsv": qrels})
+    assert load_dataset(folder).followed("train") == set(), "without sequences, queries have no order"
+    (folder / "sequences.jsonl").write_text('{"user": "u", "items": ["d2", "d1", "d2"]}\n')
+    assert load_dataset(folder).followed("train") == {"u-0", "u-1"}
+
+
 def test_interactions_of_unknown_items_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "interactions.tsv"
     path.write_text("corpus-id\tcount\nd1\t3\nd2\t0\n")

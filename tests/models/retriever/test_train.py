@@ -65,6 +65,27 @@ def test_copied_queries_are_cut_out_of_their_documents() -> None:
     assert 0.85 < np.mean(shares) < 0.95
 
 
+def test_what_is_held_out_is_in_no_history(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """Queries of two users, in turns; only the last of each can be held out, however much is asked for."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    qrels = tmp_path / "data" / "qrels" / "train.tsv"
+    _, *rows = qrels.read_text().splitlines()
+    renamed = {row.split("\t")[0]: f"user{number % 2}-{number}" for number, row in enumerate(rows)}
+    for path in (qrels, tmp_path / "data" / "queries.jsonl"):
+        text = path.read_text()
+        for old, new in renamed.items():
+            text = text.replace(f'"{old}"', f'"{new}"').replace(f"{old}\t", f"{new}\t")
+        path.write_text(text)
+    (tmp_path / "data" / "sequences.jsonl").write_text("")
+    recipe = tiny_recipe(tiny_encoder).model_copy(update={"dev_share": 0.4})
+    dataset = load_dataset(tmp_path / "data", splits=["train"])
+    material = gather([dataset], recipe, load_tokenizer(str(tiny_encoder)))
+    assert len(material.held_out) == 2
+    assert {document for _, document in material.held_out} == {
+        dataset.position[row.split("\t")[1]] for row in rows[-2:]
+    }
+
+
 def test_a_dev_split_is_what_validation_asks(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_data, tmp_path / "data")
     qrels = tmp_path / "data" / "qrels"
