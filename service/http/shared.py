@@ -41,7 +41,8 @@ class Shared:
     ready_timeout_seconds: float
 
 
-def _shared(request: Request) -> Shared:
+async def _shared(request: Request) -> Shared:
+    """Async although it waits for nothing: FastAPI sends what is not to another thread and back."""
     shared: Shared = request.app.state.shared
     return shared
 
