@@ -1,6 +1,4 @@
-"""Measures of deep retrieval: hallucination, items retrieved, recall far down, head and tail (SA2CRQ, section 3.1).
-
-Shapes: Q queries, B generated SIDs of a query, L levels.
+"""Measures of deep retrieval: items retrieved, recall far down, head and tail (SA2CRQ, section 3.1).
 
 `models.measures` looks at the first 100 results; a system that groups documents under short SIDs is made for what comes
 behind them.
@@ -12,11 +10,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from models.data import Qrels
-from models.free_decoding import valid_share
 
 PAPER_DEPTHS = (500, 1000, 2000)
 DEEPEST_SHARE = 0.1  # of the corpus: a result list of more than this hardly selects
@@ -37,23 +31,6 @@ class DeepMeasures:
     queries: int
     recall: dict[int, float]
     retrieved: float
-
-
-def hallucination(tokens_QBL: NDArray[np.int64], sids: set[tuple[int, ...]]) -> float:
-    """Give Hallu: the share of generated SIDs that match no document, 0 to 1.
-
-    Args:
-        tokens_QBL: what free decoding wrote, (Q, B, L). There is no end token: a row matches when it begins with a
-            whole SID (see `models.free_decoding.valid_share`).
-        sids: the SIDs of all documents.
-
-    Raises:
-        ValueError: nothing was generated, or there are no SIDs.
-    """
-    if tokens_QBL.ndim != 3 or 0 in tokens_QBL.shape or not sids:
-        raise ValueError(f"generated SIDs of shape {tokens_QBL.shape} against {len(sids)} SIDs: nothing to compare")
-    width = tokens_QBL.shape[1]
-    return 1.0 - valid_share(tokens_QBL, sids, (width,))[width]
 
 
 def scaled_depths(documents: int) -> tuple[int, ...]:

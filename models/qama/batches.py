@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from models.qama.recipe import BatchTable
 from models.qama.start import FloatArray
+from models.unit import unit_rows
 from service.ops.progress import progress_bar
 
 IntArray = npt.NDArray[np.int64]
@@ -122,7 +123,7 @@ class BatchSource:
         dims = self.vectors.documents.shape[1]
         mixed = (1 - share) * self.vectors.documents[first] + share * self.vectors.documents[second]
         mixed += self.table.noise / np.sqrt(dims) * rng.standard_normal((count, dims))
-        return _unit(mixed), first
+        return unit_rows(mixed), first
 
 
 def nearest_documents(anchors_AD: FloatArray, documents_ND: FloatArray, count: int, quiet: bool) -> IntArray:
@@ -150,12 +151,7 @@ def unit_vectors(vectors_ND: npt.NDArray[Any]) -> FloatArray:
     bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
     if len(bad):
         raise ValueError(f"{len(bad)} vectors are zero, NaN or infinite, the first is row {bad[0]}: leave them out")
-    return _unit(vectors)
-
-
-def _unit(vectors: npt.NDArray[Any]) -> FloatArray:
-    unit: FloatArray = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    return unit
+    return unit_rows(vectors)
 
 
 def _check_vectors(name: str, vectors: FloatArray, width: tuple[int, ...]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.qama.start import FloatArray
+from models.unit import unit_rows
 from service.model.binarizer import Binarizer
 from service.model.packing import pack_values
 from service.search.hamming import HammingIndex, hamming_topk
@@ -85,7 +86,7 @@ def measure(binarizer: Binarizer, judged: Judged) -> Iterator[Score]:
     """Score every prefix as floats and as codes of every level."""
     adapted = binarizer.adapt(judged.documents), binarizer.adapt(judged.queries)
     for dims in binarizer.prefixes:
-        documents, queries = (_unit(part[:, :dims]) for part in adapted)
+        documents, queries = (unit_rows(part[:, :dims]) for part in adapted)
         yield Score("float", dims, ndcg(nearest(queries, documents), judged.grades), None, 4 * dims)
     for level, layout in binarizer.layouts.items():
         codes = [pack_values(binarizer.quantise(part, layout), layout) for part in adapted]
@@ -111,8 +112,3 @@ def float_baselines(judged: Judged) -> dict[str, float]:
         title: ndcg(nearest(copy(judged.queries), copy(judged.documents)), judged.grades)
         for title, copy in (("FP16", half), ("Int8", whole))
     }
-
-
-def _unit(vectors: FloatArray) -> FloatArray:
-    unit: FloatArray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
-    return unit

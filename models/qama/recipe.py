@@ -10,9 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from models.retriever.recipe import RecipeError, Table, read_table
+from models.retriever.recipe import RecipeError, Table, check_table, read_table
 from service.model.layout import LEVELS, CodeError, code_layout
 
 __all__ = ["LOSSES", "AdapterRecipe", "LossTable", "RecipeError", "load_recipe", "parse_recipe"]
@@ -198,17 +198,4 @@ def load_recipe(name_or_path: str | Path) -> AdapterRecipe:
 
 def parse_recipe(table: dict[str, Any]) -> AdapterRecipe:
     """Check a recipe given as a dictionary; see `load_recipe`."""
-    try:
-        return AdapterRecipe.model_validate(table)
-    except ValidationError as error:
-        raise RecipeError("; ".join(_explain(item) for item in error.errors())) from None
-
-
-def _explain(item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"]) or "recipe"
-    if item["type"] != "extra_forbidden":
-        return f"{where}: {item['msg'].removeprefix('Value error, ')}"
-    model: Any = AdapterRecipe
-    for part in item["loc"][:-1]:
-        model = model.model_fields[part].annotation
-    return f"{where}: unknown key; allowed here: {', '.join(sorted(model.model_fields))}"
+    return check_table(AdapterRecipe, table)

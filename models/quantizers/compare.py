@@ -18,6 +18,7 @@ from rich.table import Table
 from models.quantizers.base import FloatArray, make_quantizer
 from models.quantizers.points import VectorError
 from models.quantizers.quality import measure_sids
+from models.unit import unit_rows
 from service.ops.progress import progress_bar
 
 HEADER = ("vectors", "system", "dims", "K", "levels", "p_unique", "cosine", "Gini by level")
@@ -54,7 +55,7 @@ def load_vectors(path: Path) -> FloatArray:
     array: NDArray[np.floating] = np.load(path, allow_pickle=False)
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating) or len(array) < 2:
         raise VectorError(f"{path}: expected floats (documents, dimensions), got {array.dtype} {array.shape}")
-    return _unit(array.astype(np.float32))
+    return unit_rows(array.astype(np.float32))
 
 
 def reduce_dims(vectors_ND: FloatArray, dims: int) -> FloatArray:
@@ -70,7 +71,7 @@ def reduce_dims(vectors_ND: FloatArray, dims: int) -> FloatArray:
     if dims == vectors_ND.shape[1]:
         return vectors_ND
     _, axes_DD = np.linalg.eigh(vectors_ND.T @ vectors_ND)
-    return _unit(vectors_ND @ axes_DD[:, ::-1][:, :dims])
+    return unit_rows(vectors_ND @ axes_DD[:, ::-1][:, :dims])
 
 
 def compare(
@@ -148,13 +149,8 @@ def _measure(
     quantizer.fit(vectors_ND)
     codes_NL = quantizer.encode(vectors_ND)
     quality = measure_sids(codes_NL, quantizer.level_sizes)
-    cosine = float((_unit(quantizer.reconstruct(codes_NL)) * vectors_ND).sum(1).mean())
+    cosine = float((unit_rows(quantizer.reconstruct(codes_NL)) * vectors_ND).sum(1).mean())
     return quality.p_unique, cosine, tuple(level.gini for level in quality.levels)
-
-
-def _unit(vectors_ND: FloatArray) -> FloatArray:
-    unit: FloatArray = vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
-    return unit
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.model.text import TextSettings
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class RecipeError(ValueError):
@@ -222,18 +225,23 @@ def read_table(name_or_path: str) -> tuple[Path, dict[str, Any]]:
 
 def parse_recipe(table: dict[str, Any]) -> Recipe:
     """Check a recipe given as a dictionary; see `load_recipe`."""
+    return check_table(Recipe, table)
+
+
+def check_table(model: type[Model], table: dict[str, Any]) -> Model:
+    """Check a dictionary; raises RecipeError that names every wrong key, an unknown one with the allowed ones."""
     try:
-        return Recipe.model_validate(table)
+        return model.model_validate(table)
     except ValidationError as error:
-        raise RecipeError("; ".join(_explain(item) for item in error.errors())) from None
+        raise RecipeError("; ".join(_explain(model, item) for item in error.errors())) from None
 
 
-def _explain(item: Any) -> str:
+def _explain(model: Any, item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"]) or "recipe"
     if item["type"] != "extra_forbidden":
         return f"{where}: {item['msg'].removeprefix('Value error, ')}"
-    model: Any = Recipe
     for part in item["loc"][:-1]:
-        if isinstance(part, str):
-            model = {"stage": Stage}.get(part) or model.model_fields[part].annotation
+        if isinstance(part, str):  # a number is a place in a list of tables
+            annotation = model.model_fields[part].annotation
+            model = next(iter(get_args(annotation)), annotation)
     return f"{where}: unknown key; allowed here: {', '.join(sorted(model.model_fields))}"

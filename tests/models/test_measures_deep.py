@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.measures import measure
-from models.measures_deep import hallucination, head_documents, measure_deep, scaled_depths, split_qrels
+from models.measures_deep import head_documents, measure_deep, scaled_depths, split_qrels
 
 DOCUMENTS = [f"d{i}" for i in range(30)]
 RUNS = st.dictionaries(st.sampled_from("abcd"), st.lists(st.sampled_from(DOCUMENTS), unique=True))
@@ -37,15 +36,6 @@ def test_recall_and_items_per_query_are_those_of_the_definitions(
     assert found.retrieved == pytest.approx(sum(len(run.get(query, [])) for query in judged) / len(judged))
     assert found.queries == len(judged)
     assert found.recall[10] == pytest.approx(measure(run, qrels)["R@10"])  # another implementation
-
-
-def test_hallucination_is_the_share_without_a_document() -> None:
-    generated = np.array([[[0, 4, 7], [0, 5, 7]], [[1, 6, 2], [3, 3, 3]]])
-    assert hallucination(generated, {(0, 4, 7)}) == 0.75
-    assert hallucination(generated, {(0, 4, 7), (1, 6)}) == 0.5  # the third begins with a whole SID
-    assert hallucination(generated, {(0,), (1,), (3,)}) == 0.0
-    with pytest.raises(ValueError, match="against 0 SIDs"):
-        hallucination(generated, set())
 
 
 @pytest.mark.parametrize(
