@@ -111,9 +111,13 @@ class StateCache:
 
     def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors (Q, D), states (Q, S, D) and mask (Q, S) of some texts."""
-        if self.vectors is None:
-            raise ValueError("no texts were cached")
         states = torch.nn.utils.rnn.pad_sequence([self.states[row] for row in rows], batch_first=True)
         lengths = torch.tensor([len(self.states[row]) for row in rows], device=states.device)
         mask = (torch.arange(states.shape[1], device=states.device)[None] < lengths[:, None]).long()
-        return self.vectors[torch.tensor(rows, device=states.device)], states, mask
+        return self.of(rows), states, mask
+
+    def of(self, rows: Sequence[int]) -> Tensor:
+        """Vectors (Q, D) of some texts."""
+        if self.vectors is None:
+            raise ValueError("no texts were cached")
+        return self.vectors[torch.tensor(rows, device=self.vectors.device)]

@@ -43,14 +43,13 @@ def step_losses(
     cosine_BT: Tensor,
     near: Nearness,
     scales: Scales,
-    distillation: Tensor | float,
+    distillation: float,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of one level under cSFT: (generative, guided), each summed over the B pairs (HHQ eq. 10).
 
     `cosine_BT` are cosines of the hidden state with every token. Nodes with one child, and documents whose SID has
-    ended, cost nothing. `distillation`, one number or (B,), is the share of the generative target that the dense
-    retriever gives: the chances of the documents under each child by exact cosine. The guided loss has geometry in its
-    logits already.
+    ended, cost nothing. `distillation` is the share of the generative target that the dense retriever gives: the
+    chances of the documents under each child by exact cosine. The guided loss has geometry in its logits already.
     """
     parent, target = tree.path[documents_B, level], tree.path[documents_B, level + 1]
     alive = target != NO_CHILD
@@ -66,20 +65,8 @@ def step_losses(
     label = target - nodes_BC[:, 0]
     alone = scales.alone[tokens_BC] * cosine_BC
     guided = scales.beside[tokens_BC] * cosine_BC + scales.weight * reach_BC
-    learned = isinstance(distillation, Tensor) or distillation > 0
-    soft_BC = shares(tree, nodes_BC, exists_BC, near.of(alive)) if learned else None
-    share = distillation[alive] if isinstance(distillation, Tensor) else distillation
-    return _cross_entropy(alone, exists_BC, label, soft_BC, share), _cross_entropy(guided, exists_BC, label)
-
-
-def trust(near: Nearness, label_cosine_B: Tensor, temperature: float) -> Tensor:
-    """How far the dense retriever is right about each query (B,): P(label | query) / max P(document | query).
-
-    1 where it puts the label first; near 0 where it is sure of something else, as on click histories.
-    """
-    with torch.no_grad():
-        gap_B = (label_cosine_B - near.cosine.max(1).values).clamp_max(0)
-        return (gap_B / temperature).exp()
+    soft_BC = shares(tree, nodes_BC, exists_BC, near.of(alive)) if distillation else None
+    return _cross_entropy(alone, exists_BC, label, soft_BC, distillation), _cross_entropy(guided, exists_BC, label)
 
 
 def unguided_loss(
@@ -114,7 +101,7 @@ def _cross_entropy(
     exists_BC: Tensor,
     label_B: Tensor,
     soft_BC: Tensor | None = None,
-    share: Tensor | float = 0.0,
+    share: float = 0.0,
 ) -> Tensor:
     log_p = torch.log_softmax(logits_BC.float().masked_fill(~exists_BC, MASKED), dim=1)
     loss = -log_p.gather(1, label_B[:, None])[:, 0]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.retriever.batches import StateCache, Texts, shuffled_batches
 from models.retriever.network import Retriever
-from models.retriever.objectives import Scales, contrast, step_losses, trust, unguided_loss
+from models.retriever.objectives import Scales, contrast, step_losses, unguided_loss
 from models.retriever.recipe import ObjectiveTable, Stage
 from models.retriever.tree import CodeTree, measure
 
@@ -43,6 +43,7 @@ class Work:
     task: TaskID
     tree: CodeTree | None = None
     cache: StateCache | None = None
+    distillation: float = 0.0  # of the objective, as far as the teacher is trusted
 
     def encode(self, texts: Texts, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors, token states and mask, with gradients where the encoder learns."""
@@ -177,15 +178,11 @@ def path_losses(work: Work, vector_BD: Tensor, states: Tensor, mask: Tensor, doc
         hidden_BLE = retriever.hidden(states, mask, tree.sids[documents_B], vector_BD)
     tokens_TE, scales = retriever.unit_tokens(), Scales.of(retriever)
     near = measure(tree, vector_BD, work.objective.temperature)
-    share: Tensor | float = work.objective.distillation
-    if share and work.objective.trust == "as_right":
-        label_cosine_B = (vector_BD * work.vectors_ND[documents_B]).sum(1)
-        share = share * trust(near, label_cosine_B, work.objective.temperature)
     generative = guided = vector_BD.new_zeros(())
     for level in range(hidden_BLE.shape[1]):
         cosine_BT = hidden_BLE[:, level].float() @ tokens_TE.T
         if work.objective.constraint == "trie":
-            alone, both = step_losses(tree, level, documents_B, cosine_BT, near, scales, share)
+            alone, both = step_losses(tree, level, documents_B, cosine_BT, near, scales, work.distillation)
             generative, guided = generative + alone, guided + both
         else:
             predecessor = work.objective.constraint == "predecessor"

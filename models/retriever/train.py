@@ -176,7 +176,21 @@ def set_up(run: Run, stage: Stage) -> tuple[Work, torch.optim.Optimizer, Schedul
         work.tree = make_tree(run)
     if stage.objective != "contrast" and not stage.encoder_lr:
         work.cache = run.shelf.states(retriever.encoder, run.material.queries, run.device, run.bf16)
+    work.distillation = trusted_distillation(run, work)
     return work, optimizer, schedule
+
+
+def trusted_distillation(run: Run, work: Work) -> float:
+    """The teacher's share of what a decode stage teaches: the recipe's, or that times its MRR@10 on held-out queries.
+
+    On the queries that it was tuned on, a teacher is always right.
+    """
+    share = run.recipe.objective.distillation
+    if work.stage.objective != "decode" or run.recipe.objective.trust == "full" or not run.material.held_out:
+        return share
+    right = mean_reciprocal_rank(exact_ranks(work, run.material.held_out))
+    run.log(stage=work.stage.name, teacher_mrr=right, distillation=share * right)
+    return share * right
 
 
 def run_epochs(
@@ -210,7 +224,8 @@ def run_epochs(
     if run.best:
         run.retriever.load_state_dict(run.best)
     if stage.objective == "decode" and run.recipe.objective.guided and run.material.held_out:
-        run.log(stage=stage.name, decoder_share=calibrate(work, run.material.held_out))
+        share, gain = calibrate(work, run.material.held_out)
+        run.log(stage=stage.name, decoder_share=share, guided_mrr=gain)
     if stage.encoder_lr:
         work.vectors_ND = encode_documents(run)
         if run.material.held_out:

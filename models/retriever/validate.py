@@ -22,7 +22,7 @@ from service.search.walk import walk
 MISSED = 1 << 30
 BEAM = 10
 DEPTH = 10
-DECODER_SHARES = (4.0, 2.0, 1.0, 0.75, 0.5, 0.3, 0.15)
+DECODER_SHARES = (8.0, 4.0, 2.0, 1.0, 0.75, 0.5, 0.3, 0.15)
 
 
 class TorchStep:
@@ -67,8 +67,9 @@ class TorchStep:
 def exact_ranks(work: Work, pairs: Sequence[Pair]) -> NDArray[np.int64]:
     """Rank of each pair's document by exact cosine over all documents."""
     work.retriever.eval()
+    rows = [query for query, _ in pairs]
     with torch.no_grad():
-        vectors_QD = encode_in_blocks(work, work.queries, [query for query, _ in pairs])
+        vectors_QD = work.cache.of(rows) if work.cache else encode_in_blocks(work, work.queries, rows)
     scores_QN = vectors_QD @ work.vectors_ND.T
     target = torch.tensor([document for _, document in pairs], device=work.device)
     own = scores_QN.gather(1, target[:, None])
@@ -102,8 +103,8 @@ def walked_ranks(work: Work, pairs: Sequence[Pair], scoring: Scoring, batch: int
 
 
 @torch.no_grad()
-def calibrate(work: Work, pairs: Sequence[Pair]) -> float:
-    """Scale what the decoder says beside geometry to what held-out queries gain most from; gives the factor.
+def calibrate(work: Work, pairs: Sequence[Pair]) -> tuple[float, float]:
+    """Scale what the decoder says beside geometry to what held-out queries gain most from; the factor, and its MRR.
 
     A decoder is surer of the queries that it was trained on than of new ones; and so is geometry where the encoder was
     tuned on them, so the factor may be above 1.
@@ -115,7 +116,7 @@ def calibrate(work: Work, pairs: Sequence[Pair]) -> float:
         gains[share] = mean_reciprocal_rank(walked_ranks(work, pairs, "guided"))
     best = max(gains, key=lambda share: gains[share])
     work.retriever.log_beside.copy_(trained + math.log(best))
-    return best
+    return best, gains[best]
 
 
 def walk_tables(work: Work) -> tuple[WalkTables, NDArray[np.int64]]:

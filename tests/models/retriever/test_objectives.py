@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from models.retriever.objectives import Scales, contrast, step_losses, trust, unguided_loss
+from models.retriever.objectives import Scales, contrast, step_losses, unguided_loss
 from models.retriever.tree import CodeTree, build_tree, measure, reaches
 from service.index.regions import HANDFUL, OPTIMISM
 from service.search.scores import node_reach
@@ -155,26 +155,6 @@ def test_distillation_teaches_what_the_dense_retriever_believes(level: int) -> N
     spread = sum(chance[token] / sum(chance.values()) * log_p[token] for token in tokens)
     assert len(tokens) > 1
     assert float(got) == pytest.approx(-0.4 * log_p[int(sids[4, level])] - 0.6 * spread, rel=1e-4)
-
-
-def test_the_dense_retriever_is_trusted_as_far_as_it_is_right() -> None:
-    """Trust is the label's chance beside the likeliest document's; a target is mixed by each query's own share."""
-    tree, _, vectors = some_tree(8)
-    queries = torch.tensor(np.stack([vectors[4], vectors[9]]))  # the first query is its document itself
-    near = measure(tree, queries, temperature=0.1)
-    cosines = vectors @ vectors[9]
-    trusted = trust(near, torch.tensor([1.0, float(cosines[2])]), 0.1)
-    wanted = math.exp(cosines[2] / 0.1) / math.exp(cosines.max() / 0.1)
-    assert trusted.tolist() == [pytest.approx(1.0, abs=1e-4), pytest.approx(wanted, rel=1e-3)]
-    cosine = torch.tensor(np.random.default_rng(3).uniform(-1, 1, (2, TOKENS)))
-    scales = Scales(torch.full((TOKENS,), 2.0), torch.full((TOKENS,), 2.0), torch.tensor(2.0))
-    documents, share = torch.tensor([4, 2]), torch.tensor([0.6, 0.1])
-    both, _ = step_losses(tree, 0, documents, cosine, near, scales, share)
-    alone = [
-        float(step_losses(tree, 0, documents[i : i + 1], cosine[i : i + 1], near.of([i]), scales, float(share[i]))[0])
-        for i in (0, 1)
-    ]
-    assert float(both) == pytest.approx(sum(alone), rel=1e-5)
 
 
 @pytest.mark.parametrize("predecessor", [True, False])

@@ -7,6 +7,7 @@ import random
 import shutil
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,22 @@ def test_what_is_held_out_is_in_no_history(tiny_encoder: Path, tiny_data: Path, 
     assert {document for _, document in material.held_out} == {
         dataset.position[row.split("\t")[1]] for row in rows[-2:]
     }
+
+
+@pytest.mark.parametrize(("trust", "share"), [("full", 0.8), ("as_right", 0.4)])
+def test_a_teacher_counts_as_far_as_it_is_right(
+    tiny_encoder: Path, trust: str, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks 1, 2 and 20 are an MRR@10 of one half."""
+    monkeypatch.setattr(training, "exact_ranks", lambda *_: np.array([1, 2, 20]))
+    recipe = tiny_recipe(tiny_encoder, objective={"distillation": 0.8, "trust": trust})
+    rows: list[dict[str, Any]] = []
+    run = SimpleNamespace(
+        recipe=recipe, material=SimpleNamespace(held_out=[(0, 0)]), log=lambda **row: rows.append(row)
+    )
+    work = SimpleNamespace(stage=recipe.stage[-1])
+    assert training.trusted_distillation(run, work) == pytest.approx(share)  # type: ignore[arg-type]
+    assert [row["teacher_mrr"] for row in rows] == ([] if trust == "full" else [pytest.approx(0.5)])
 
 
 def test_a_dev_split_is_what_validation_asks(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> None:
