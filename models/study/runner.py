@@ -119,7 +119,7 @@ def run_cell(recipe: Recipe, folder: Path, out: Path, plan: Plan, device: str, s
     keep_if_same(out / "run", recipe)
     model = train(recipe, [dataset], out / "run", device, shelf=shelf)
     frozen = not any(stage.encoder_lr for stage in recipe.stage)
-    vectors_ND = document_vectors(Path(recipe.encoder.name).parent, dataset) if frozen else None
+    vectors_ND = document_vectors(model, dataset, Path(recipe.encoder.name).parent) if frozen else None
     build_bundle(model, dataset.documents, out / "bundle", vectors=vectors_ND, progress=False, replace=True)
     result = measure_bundle(out / "bundle", folder, plan)
     result["fingerprint"] = fingerprint(recipe, plan)
@@ -130,13 +130,13 @@ def run_cell(recipe: Recipe, folder: Path, out: Path, plan: Plan, device: str, s
         shutil.rmtree(out / name)
 
 
-def document_vectors(tuned: Path, dataset: Dataset) -> NDArray[np.float32]:
-    """Encode the documents with the tuned encoder, once for all cells that leave it frozen; kept beside it."""
+def document_vectors(model: Path, dataset: Dataset, tuned: Path) -> NDArray[np.float32]:
+    """Encode the documents as indexing does, once for all cells that leave the encoder frozen; kept beside it."""
     kept = tuned / "vectors.npy"
     if not kept.is_file():
         texts = [(document.title, document.text) for document in dataset.documents]
         partial = kept.with_suffix(".partial.npy")
-        np.save(partial, make_encoder(open_model(tuned / "model"), 1).encode_documents(texts), allow_pickle=False)
+        np.save(partial, make_encoder(open_model(model), 1).encode_documents(texts), allow_pickle=False)
         partial.replace(kept)
     vectors_ND: NDArray[np.float32] = np.load(kept, allow_pickle=False)
     return vectors_ND
