@@ -36,7 +36,7 @@ class Scales:
         return cls(retriever.log_alone.exp()[level], retriever.log_beside.exp()[level], retriever.log_weight.exp())
 
 
-def step_losses(
+def masked_loss(
     tree: CodeTree,
     level: int,
     documents_B: Tensor,
@@ -44,70 +44,80 @@ def step_losses(
     near: Nearness,
     scales: Scales,
     distillation: float,
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of one level under cSFT: (generative, guided), each summed over the B pairs (HHQ eq. 10).
+) -> Tensor:
+    """Cross-entropy of one level under cSFT, summed over the B pairs (HHQ eq. 10).
 
     `cosine_BT` are cosines of the hidden state with every token. Nodes with one child, and documents whose SID has
-    ended, cost nothing. `distillation` is the share of the generative target that the dense retriever gives: the
-    chances of the documents under each child by exact cosine. The guided loss has geometry in its logits already.
+    ended, cost nothing. `distillation` is the share of the target that the dense retriever gives: the chances of the
+    documents under each child by exact cosine.
     """
-    parent, target = tree.path[documents_B, level], tree.path[documents_B, level + 1]
-    alive = target != NO_CHILD
-    nodes_BC, exists_BC = children(tree, parent.clamp_min(0))
-    alive &= exists_BC.sum(1) > 1
-    if not bool(alive.any()):
-        zero = cosine_BT.sum() * 0
-        return zero, zero
-    nodes_BC, exists_BC, target = nodes_BC[alive], exists_BC[alive], target[alive]
+    alive, nodes_BC, exists_BC, label = _choices(tree, level, documents_B)
+    if not len(label):
+        return cosine_BT.sum() * 0
+    tokens_BC = tree.token[nodes_BC]
+    logits_BC = scales.alone[tokens_BC] * cosine_BT[alive].gather(1, tokens_BC)
+    log_p = torch.log_softmax(logits_BC.float().masked_fill(~exists_BC, MASKED), dim=1)
+    loss_B = -log_p.gather(1, label[:, None])[:, 0]
+    if distillation:
+        soft_BC = shares(tree, nodes_BC, exists_BC, near.of(alive))
+        loss_B = (1 - distillation) * loss_B - distillation * (soft_BC * log_p.masked_fill(~exists_BC, 0)).sum(1)
+    return loss_B.sum()
+
+
+def guided_loss(
+    tree: CodeTree, level: int, documents_B: Tensor, cosine_BT: Tensor, near: Nearness, scales: Scales
+) -> Tensor:
+    """Cross-entropy of one level under guided cSFT, summed over the B pairs; labels only: geometry is in the logits."""
+    alive, nodes_BC, exists_BC, label = _choices(tree, level, documents_B)
+    if not len(label):
+        return cosine_BT.sum() * 0
     tokens_BC = tree.token[nodes_BC]
     cosine_BC = cosine_BT[alive].gather(1, tokens_BC)
-    reach_BC = reaches(tree, nodes_BC, near.of(alive))
-    label = target - nodes_BC[:, 0]
-    alone = scales.alone[tokens_BC] * cosine_BC
-    guided = scales.beside[tokens_BC] * cosine_BC + scales.weight * reach_BC
-    soft_BC = shares(tree, nodes_BC, exists_BC, near.of(alive)) if distillation else None
-    return _cross_entropy(alone, exists_BC, label, soft_BC, distillation), _cross_entropy(guided, exists_BC, label)
+    logits_BC = scales.beside[tokens_BC] * cosine_BC + scales.weight * reaches(tree, nodes_BC, near.of(alive))
+    return F.cross_entropy(logits_BC.float().masked_fill(~exists_BC, MASKED), label, reduction="sum")
 
 
-def unguided_loss(
+def unmasked_loss(
     tree: CodeTree,
     level: int,
     documents_B: Tensor,
     cosine_BT: Tensor,
+    near: Nearness,
     scales: Scales,
     levels_T: Tensor,
+    distillation: float,
     predecessor: bool,
 ) -> Tensor:
     """Cross-entropy of one level, summed over pairs, without the full-prefix trie.
 
     `predecessor`: only tokens that follow the previous token anywhere in the corpus (HHQ eq. 8 to the letter).
-    Otherwise plain next-token training over the vocabulary of the target's level.
+    Otherwise plain next-token training over the vocabulary of the target's level. What the dense retriever gives of the
+    target is the same as in `masked_loss`: the children of the prefix have a share of it, all other tokens none.
     """
     sids_B = tree.sids[documents_B]
     target = sids_B[:, level]
-    alive = target >= 0
     if predecessor:
         before = sids_B[:, level - 1] if level else torch.full_like(target, len(levels_T))
         allowed_BT = tree.follow[before.clamp_min(0)]
     else:
         allowed_BT = levels_T[None] == levels_T[target.clamp_min(0)][:, None]
-    logits_BT = (scales.alone * cosine_BT).float().masked_fill(~allowed_BT, MASKED)
-    losses: Tensor = F.cross_entropy(logits_BT[alive], target[alive], reduction="sum")
-    return losses
+    log_p = torch.log_softmax((scales.alone * cosine_BT).float().masked_fill(~allowed_BT, MASKED), dim=1)
+    loss_B = -log_p.gather(1, target.clamp_min(0)[:, None])[:, 0]
+    alive, nodes_BC, exists_BC, label = _choices(tree, level, documents_B)
+    if distillation and len(label):
+        soft_BC = shares(tree, nodes_BC, exists_BC, near.of(alive))
+        taught = -(soft_BC * log_p[alive].gather(1, tree.token[nodes_BC])).sum(1)
+        loss_B = loss_B.masked_scatter(alive, (1 - distillation) * loss_B[alive] + distillation * taught)
+    return loss_B[target >= 0].sum()
 
 
-def _cross_entropy(
-    logits_BC: Tensor,
-    exists_BC: Tensor,
-    label_B: Tensor,
-    soft_BC: Tensor | None = None,
-    share: float = 0.0,
-) -> Tensor:
-    log_p = torch.log_softmax(logits_BC.float().masked_fill(~exists_BC, MASKED), dim=1)
-    loss = -log_p.gather(1, label_B[:, None])[:, 0]
-    if soft_BC is not None:
-        loss = (1 - share) * loss - share * (soft_BC * log_p.masked_fill(~exists_BC, 0)).sum(1)
-    return loss.sum()
+def _choices(tree: CodeTree, level: int, documents_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where there is something to choose: rows (B), then of these the children, which exist, and the label's place."""
+    parent, target = tree.path[documents_B, level], tree.path[documents_B, level + 1]
+    nodes_BC, exists_BC = children(tree, parent.clamp_min(0))
+    alive = (target != NO_CHILD) & (exists_BC.sum(1) > 1)
+    nodes_BC = nodes_BC[alive]
+    return alive, nodes_BC, exists_BC[alive], target[alive] - nodes_BC[:, 0]
 
 
 def contrast(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.retriever.batches import StateCache, Texts, shuffled_batches
 from models.retriever.network import Retriever
-from models.retriever.objectives import Scales, contrast, step_losses, unguided_loss
+from models.retriever.objectives import Scales, contrast, guided_loss, masked_loss, unmasked_loss
 from models.retriever.recipe import ObjectiveTable, Stage
 from models.retriever.tree import CodeTree, measure
 
@@ -181,14 +181,14 @@ def path_losses(work: Work, vector_BD: Tensor, states: Tensor, mask: Tensor, doc
     generative = guided = vector_BD.new_zeros(())
     for level in range(hidden_BLE.shape[1]):
         cosine_BT = hidden_BLE[:, level].float() @ tokens_TE.T
+        step = (tree, level, documents_B, cosine_BT, near, scales)
         if work.objective.constraint == "trie":
-            alone, both = step_losses(tree, level, documents_B, cosine_BT, near, scales, work.distillation)
-            generative, guided = generative + alone, guided + both
+            generative = generative + masked_loss(*step, work.distillation)
         else:
             predecessor = work.objective.constraint == "predecessor"
-            generative = generative + unguided_loss(
-                tree, level, documents_B, cosine_BT, scales, retriever.level_of_token, predecessor
-            )
+            generative = generative + unmasked_loss(*step, retriever.level_of_token, work.distillation, predecessor)
+        if work.objective.guided:
+            guided = guided + guided_loss(*step)
     return {"generative": generative / len(documents_B), "guided": guided / len(documents_B)}
 
 

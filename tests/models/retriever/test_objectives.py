@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from models.retriever.objectives import Scales, contrast, step_losses, unguided_loss
+from models.retriever.objectives import Scales, contrast, guided_loss, masked_loss, unmasked_loss
 from models.retriever.tree import CodeTree, build_tree, measure, reaches
 from service.index.regions import HANDFUL, OPTIMISM
 from service.search.scores import node_reach
@@ -69,7 +69,8 @@ def test_csft_is_the_share_among_valid_children(seed: int, level: int) -> None:
     query /= np.linalg.norm(query, axis=1, keepdims=True)
     scales = Scales(*(torch.tensor(rng.uniform(1, 5, size)) for size in (TOKENS, TOKENS, ())))
     near = measure(tree, torch.tensor(query).float())
-    got = step_losses(tree, level, torch.tensor(documents), torch.tensor(cosine), near, scales, distillation=0.0)
+    step = (tree, level, torch.tensor(documents), torch.tensor(cosine), near, scales)
+    got = masked_loss(*step, distillation=0.0), guided_loss(*step)
     wanted = [0.0, 0.0]
     for row, document in enumerate(documents):
         alone, both = {}, {}
@@ -124,8 +125,11 @@ def test_variable_lengths_end_early() -> None:
     tree = build_tree(sids, vectors, TOKENS, "cpu")
     assert tree.path[1].tolist()[-1] == -1
     scales = Scales(torch.ones(TOKENS), torch.ones(TOKENS), torch.ones(()))
-    zero = step_losses(tree, 2, torch.tensor([1]), torch.rand(1, TOKENS), measure(tree, torch.rand(1, 4)), scales, 0.0)
-    some = step_losses(tree, 2, torch.tensor([0]), torch.rand(1, TOKENS), measure(tree, torch.rand(1, 4)), scales, 0.0)
+    near = measure(tree, torch.rand(1, 4))
+    zero, some = (
+        (masked_loss(*step, 0.0), guided_loss(*step))
+        for step in ((tree, 2, torch.tensor([row]), torch.rand(1, TOKENS), near, scales) for row in (1, 0))
+    )
     assert [float(x) for x in zero] == [0.0, 0.0]
     assert min(float(x) for x in some) > 0.1
 
@@ -146,7 +150,7 @@ def test_distillation_teaches_what_the_dense_retriever_believes(level: int) -> N
     cosine = torch.tensor(rng.uniform(-1, 1, (1, TOKENS)))
     scales = Scales(torch.full((TOKENS,), 2.0), torch.full((TOKENS,), 2.0), torch.tensor(2.0))
     near = measure(tree, torch.tensor(query[None]).float(), temperature=0.1)
-    got, _ = step_losses(tree, level, torch.tensor([4]), cosine, near, scales, 0.6)
+    got = masked_loss(tree, level, torch.tensor([4]), cosine, near, scales, 0.6)
     prefix = tuple(sids[4, :level].tolist())
     tokens = sorted({int(sid[level]) for sid in sids[under(sids, prefix)]})
     chance = {t: sum(math.exp(vectors[m] @ query / 0.1) for m in under(sids, (*prefix, t))) for t in tokens}
@@ -157,22 +161,33 @@ def test_distillation_teaches_what_the_dense_retriever_believes(level: int) -> N
     assert float(got) == pytest.approx(-0.4 * log_p[int(sids[4, level])] - 0.6 * spread, rel=1e-4)
 
 
+@pytest.mark.parametrize("distillation", [0.0, 0.6])
 @pytest.mark.parametrize("predecessor", [True, False])
-def test_looser_masks(predecessor: bool) -> None:
-    """The target's share among tokens seen after its predecessor, or among all of its level."""
-    tree, sids, _ = some_tree(21)
+def test_looser_masks(predecessor: bool, distillation: float) -> None:
+    """The shares are among tokens seen after the predecessor, or all of the level; the teacher's among the children."""
+    tree, sids, vectors = some_tree(21)
     levels = torch.arange(3).repeat_interleave(torch.tensor(SIZES))
-    cosine = torch.rand(4, TOKENS, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    cosine = torch.rand(4, TOKENS, generator=generator)
+    query = normalize(torch.randn(4, 6, generator=generator), dim=1)
     scales = Scales(torch.full((TOKENS,), 3.0), torch.full((TOKENS,), 3.0), torch.tensor(3.0))
     documents = [0, 5, 9, 2]
-    got = unguided_loss(tree, 1, torch.tensor(documents), cosine, scales, levels, predecessor)
+    near = measure(tree, query, temperature=0.1)
+    got = unmasked_loss(tree, 1, torch.tensor(documents), cosine, near, scales, levels, distillation, predecessor)
     wanted = 0.0
     for row, document in enumerate(documents):
         before = sids[document, 0]
-        allowed = {int(s[1]) for s in sids if s[0] == before} if predecessor else set(range(4, 7))
+        children = {int(s[1]) for s in sids if s[0] == before}
+        allowed = children if predecessor else set(range(4, 7))
         total = sum(math.exp(3 * float(cosine[row, token])) for token in allowed)
-        wanted -= math.log(math.exp(3 * float(cosine[row, int(sids[document, 1])])) / total)
-    assert float(got) == pytest.approx(wanted, rel=1e-5)
+        log_p = {token: 3 * float(cosine[row, token]) - math.log(total) for token in allowed}
+        chance = {
+            token: sum(math.exp(vectors[m] @ query[row].numpy() / 0.1) for m in under(sids, (int(before), token)))
+            for token in children
+        }
+        taught = sum(chance[token] / sum(chance.values()) * log_p[token] for token in children)
+        wanted -= (1 - distillation) * log_p[int(sids[document, 1])] + distillation * taught
+    assert float(got) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_contrast_is_the_log_share_of_the_own_document() -> None:

@@ -235,7 +235,6 @@ def test_a_model_without_a_decoder_offers_geometry_only(tiny_encoder: Path, tiny
     [
         ({"colour": 1}, r"colour: unknown key; allowed here: .*quantizer"),
         ({"decoder": {"depth": 2}}, r"decoder.depth: unknown key; allowed here: bearing, dropout, heads, layers"),
-        ({"objective": {"constraint": "none"}}, "guided = 1.0 needs constraint = 'trie'"),
         ({"pseudo_queries": {"source": "file"}}, "source 'file' needs path"),
         ({"stage": []}, "stage"),
         ({"dev_share": 0.9}, "dev_share"),
