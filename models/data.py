@@ -84,9 +84,8 @@ class Dataset:
             return set()
         steps: dict[str, list[tuple[int, str]]] = {}
         for query in self.qrels[split]:
-            user, dash, count = query.rpartition("-")
-            if dash and count.isdigit():
-                steps.setdefault(user, []).append((int(count), query))
+            if step := user_step(query):
+                steps.setdefault(step[0], []).append((step[1], query))
         return {query for taken in steps.values() for _, query in sorted(taken)[:-1]}
 
     def popularity(self, split: str = "train") -> NDArray[np.int64]:
@@ -186,10 +185,16 @@ def read_histories(
         sequences = dict(_read_sequences(path))
         refuse_unknown(path, "item", (i for items in sequences.values() for i in items), titles)
         for query in queries:
-            user, dash, count = query.rpartition("-")
-            if dash and user in sequences and count.isdigit() and not histories[query]:
-                histories[query] = tuple(titles[item] for item in sequences[user][: int(count)])
+            step = user_step(query)
+            if step and step[0] in sequences and not histories[query]:
+                histories[query] = tuple(titles[item] for item in sequences[step[0]][: step[1]])
     return {query: items[-last:] for query, items in histories.items() if items}
+
+
+def user_step(query: str) -> tuple[str, int] | None:
+    """Give user and number of a query `<user>-<n>`; None for another id."""
+    user, dash, count = query.rpartition("-")
+    return (user, int(count)) if dash and count.isdecimal() else None
 
 
 def read_interactions(path: Path | str, documents: Mapping[str, Any]) -> dict[str, int]:

@@ -23,15 +23,13 @@ from models.evaluate_codes import hamming_results, measure_cascades
 from models.free_decoding import decode_freely, step_choices, valid_share
 from models.measures import DEPTH, measure
 from models.runs import write_run
-from models.task import Settings, Task, make_task, untuned_vectors
+from models.task import EncodedQueries, Settings, Task, make_task, untuned_vectors
 from service.index.bundle import Bundle, open_bundle
-from service.model.encoder import Encoded, Encoder
 from service.ops.progress import progress_bar
 from service.search.codes import CodeSearch
 from service.search.pipeline import Hit, Pipeline, SearchOptions
 
 CANDIDATES = 1000  # asked of the pipeline, so that every ranking can reorder all of a walk's documents
-KEPT_BYTES = 1 << 30  # of encoded queries that are kept from walk to walk
 FREE_BATCH = 8  # queries decoded together without the trie: Q·B·T scores stay in the cache
 
 Result = list[tuple[str, float]]  # document ids with scores, best first
@@ -127,38 +125,6 @@ def _walk_rows(
                 rows += _rankings(walk, task, settings, bundle.manifest.model.fusion_weight, shares)
     order = {ranking: number for number, ranking in enumerate(settings.rankings)}
     return sorted(rows, key=lambda row: (scorings.index(row.scoring), order[row.ranking]))
-
-
-class EncodedQueries:
-    """A task's queries as the encoder reads them, batch by batch; read often, encoded once as far as memory allows."""
-
-    def __init__(self, encoder: Encoder, task: Task, batch: int) -> None:
-        self._encoder, self._task, self._batch = encoder, task, batch
-        self._kept: dict[int, tuple[Encoded, float]] = {}
-        self._bytes = 0
-
-    def __iter__(self) -> Iterator[tuple[Encoded, float]]:
-        """Yield batches with the seconds that their encoding took, in order."""
-        for rows in self._task.batches(self._batch):
-            if rows.start in self._kept:
-                yield self._kept[rows.start]
-                continue
-            started = time.perf_counter()
-            encoded = self._encoder.encode_queries(self._task.texts[rows], self._task.histories[rows])
-            entry = encoded, time.perf_counter() - started
-            if self._bytes < KEPT_BYTES:
-                self._kept[rows.start] = entry
-                self._bytes += sum(array.nbytes for array in encoded.memory.values())
-            yield entry
-
-    def vectors(self) -> NDArray[np.float32]:
-        """All pooled vectors (Q, D)."""
-        parts = []
-        with progress_bar("queries", len(self._task.ids)) as advance:
-            for encoded, _ in self:
-                parts.append(encoded.vectors_QD)
-                advance(len(parts[-1]))
-        return np.concatenate(parts)
 
 
 @dataclass(frozen=True, eq=False)

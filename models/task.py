@@ -5,6 +5,7 @@ Shapes: Q queries, N documents (in the order of the bundle), D dimensions.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 from models.data import DataError, Dataset, Document, Qrels, read_vectors
 from models.lines import refuse_unknown
 from service.index.bundle import Bundle, Model, open_model
-from service.model.encoder import Encoder
+from service.model.encoder import Encoded, Encoder
 from service.ops.progress import progress_bar
 
 RANKINGS = ("lexicographic", "cosine", "fused")
 BEAMS = (10, 20, 50, 100)
+KEPT_BYTES = 1 << 30  # of encoded queries that are kept from walk to walk
 
 
 @dataclass(frozen=True)
@@ -109,15 +111,36 @@ def first_queries(task: Task, count: int) -> Task:
     )
 
 
-def encode_queries(model: Model, task: Task, settings: Settings) -> NDArray[np.float32]:
-    """Encode all queries with a model's encoder: (Q, D) unit vectors."""
-    encoder = make_encoder(model, settings.threads)
-    parts = []
-    with progress_bar("queries", len(task.ids)) as advance:
-        for rows in task.batches(settings.batch):
-            parts.append(encoder.encode_queries(task.texts[rows], task.histories[rows]).vectors_QD)
-            advance(len(parts[-1]))
-    return np.concatenate(parts)
+class EncodedQueries:
+    """A task's queries as the encoder reads them, batch by batch; read often, encoded once as far as memory allows."""
+
+    def __init__(self, encoder: Encoder, task: Task, batch: int) -> None:
+        self._encoder, self._task, self._batch = encoder, task, batch
+        self._kept: dict[int, tuple[Encoded, float]] = {}
+        self._bytes = 0
+
+    def __iter__(self) -> Iterator[tuple[Encoded, float]]:
+        """Yield batches with the seconds that their encoding took, in order."""
+        for rows in self._task.batches(self._batch):
+            if rows.start in self._kept:
+                yield self._kept[rows.start]
+                continue
+            started = time.perf_counter()
+            encoded = self._encoder.encode_queries(self._task.texts[rows], self._task.histories[rows])
+            entry = encoded, time.perf_counter() - started
+            if self._bytes < KEPT_BYTES:
+                self._kept[rows.start] = entry
+                self._bytes += sum(array.nbytes for array in encoded.memory.values())
+            yield entry
+
+    def vectors(self) -> NDArray[np.float32]:
+        """All pooled vectors (Q, D)."""
+        parts = []
+        with progress_bar("queries", len(self._task.ids)) as advance:
+            for encoded, _ in self:
+                parts.append(encoded.vectors_QD)
+                advance(len(parts[-1]))
+        return np.concatenate(parts)
 
 
 def make_encoder(model: Model, threads: int) -> Encoder:
@@ -130,7 +153,8 @@ def untuned_vectors(folder: Path, task: Task, settings: Settings) -> tuple[NDArr
     if (folder / "manifest.json").is_file():
         model = open_model(folder)
         pairs = [(document.title, document.text) for document in task.documents]
-        return encode_queries(model, task, settings), make_encoder(model, settings.threads).encode_documents(pairs)
+        encoder = make_encoder(model, settings.threads)
+        return EncodedQueries(encoder, task, settings.batch).vectors(), encoder.encode_documents(pairs)
     queries = f"queries_{settings.split}"
     document_ids = [document.id for document in task.documents]
     return (

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from models.data import DataError, Dataset, load_dataset
+from models.data import SEQUENCES, DataError, Dataset, load_dataset
 from models.evaluate import Walk, evaluate
 from models.measures import measure
 from models.measures_deep import head_documents, measure_deep, scaled_depths, split_qrels
@@ -97,7 +97,7 @@ def place_recipe(place: Place, plan: Plan, data: Path, out: Path) -> Recipe:
 
 def shared_changes(plan: Plan, folder: Path) -> dict[str, Any]:
     """Changes to every cell of a data set."""
-    return plan.common | (plan.history if (folder / "sequences.jsonl").is_file() else {})
+    return plan.common | (plan.history if (folder / SEQUENCES).is_file() else {})
 
 
 def tuned_encoder(out: Path, data: str) -> Path:

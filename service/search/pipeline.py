@@ -120,7 +120,7 @@ class Pipeline:
                 beams=self._explain(beams, query) if beams else None,
                 decoder_steps=int(beams.steps_Q[query]) if beams and beams.steps else 0,
             )
-            for query in range(len(encoded.vectors_QD))
+            for query in range(len(encoded))
         ]
 
     def check_scoring(self, scoring: str | None) -> Scoring:

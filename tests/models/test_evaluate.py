@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from models.cli import register
 from models.comparison import Comparison
 from models.data import DataError
-from models.evaluate import EncodedQueries, evaluate, known_share, reorder, walk_once
+from models.evaluate import evaluate, known_share, reorder, walk_once
 from models.free_decoding import decode_freely, log_softmax, step_choices, valid_share
-from models.task import Settings, Task, make_task
+from models.task import EncodedQueries, Settings, Task, make_task
 from service.index.bundle import open_bundle
 from service.search.pipeline import Pipeline, SearchOptions
 from tests.tiny import make_bundle, make_documents, make_model
