@@ -36,6 +36,7 @@ _NO_FILTER.flags.writeable = False
 class Kernel(Protocol):
     """What `hamming_kernel` and `hamming_numpy` both offer."""
 
+    new_scratch: Callable[[int, int], Any]
     scan_blocks: Callable[..., None]
     rest_distances: Callable[..., npt.NDArray[np.int64]]
 
@@ -185,11 +186,13 @@ def _scan(index: HammingIndex, queries_QW: Words, k: int, eligible: Words) -> Wo
         keys_QC = np.empty((len(queries_QW), _slots(k)), np.uint64)
         counts_Q = np.zeros(len(queries_QW), np.int64)
         thresholds_Q = np.full(len(queries_QW), _EVERYTHING)
+        scratch = index.kernel.new_scratch(queries_QW.shape[1], index.words)
         while (first := next(tickets)) < blocks:
             last = min(first + step, blocks)
             index.kernel.scan_blocks(
-                index.codes_GWV, first, last, index.documents, queries_QW, eligible, k, keys_QC, counts_Q, thresholds_Q
-            )
+                index.codes_GWV, first, last, index.documents, queries_QW, eligible, k,
+                keys_QC, counts_Q, thresholds_Q, scratch,
+            )  # fmt: skip
         keys_QC[np.arange(keys_QC.shape[1]) >= counts_Q[:, None]] = _NONE
         keys_QC.sort(axis=1)
         return keys_QC[:, :k]

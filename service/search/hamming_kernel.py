@@ -120,18 +120,24 @@ def eligible_documents(block: int, documents: int, eligible: Words) -> np.uint32
     return mask
 
 
-@njit(cache=True, nogil=True)
+def new_scratch(words: int, stored_words: int) -> Scratch:
+    """Return working memory for scans that compare so many words of the stored ones; one thread's at a time."""
+    tile = max(1, TILE_BYTES // (words * 256))
+    return Scratch(
+        tile_lines(tile, words, stored_words * 32),
+        np.empty(GROUP * 32, np.uint64),
+        np.empty(GROUP, np.uint32),
+        np.empty(words * 64 + 1, np.int32),
+    )
+
+
 def tile_lines(tile: int, words: int, stride: int) -> npt.NDArray[np.int64]:
     """Offsets in words of the cache lines that a tile of blocks reads; a prefix search skips the rest of each block."""
-    lines = words * 32 // LINE_WORDS
-    offsets = np.empty(tile * lines, np.int64)
-    for block in range(tile):
-        for line in range(lines):
-            offsets[block * lines + line] = block * stride + line * LINE_WORDS
-    return offsets
+    blocks, lines = np.arange(tile)[:, None] * stride, np.arange(words * 32 // LINE_WORDS) * LINE_WORDS
+    return (blocks + lines).ravel()
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def scan_blocks(
     codes_GWV: Words,
     first: int,
@@ -143,6 +149,7 @@ def scan_blocks(
     keys_QC: Words,
     counts_Q: npt.NDArray[np.int64],
     thresholds_Q: Words,
+    scratch: Scratch,
 ) -> None:
     """Scan blocks [first, last) for all queries, tile by tile, adding to each query's buffer.
 
@@ -157,39 +164,12 @@ def scan_blocks(
         keys_QC: candidate buffers; calls with ascending blocks continue them.
         counts_Q: keys that each buffer holds.
         thresholds_Q: distance that a document must stay below, `EVERYTHING` at the start.
+        scratch: of `new_scratch` for these widths.
     """
-    words = queries_QW.shape[1]
-    tile = max(1, TILE_BYTES // (words * 256))
-    scratch = Scratch(
-        tile_lines(tile, words, codes_GWV.shape[1] * 32),
-        np.empty(GROUP * 32, np.uint64),
-        np.empty(GROUP, np.uint32),
-        np.empty(words * 64 + 1, np.int32),
-    )
-    _scan_tiles(
-        codes_GWV, first, last, documents, queries_QW, eligible, k, keys_QC, counts_Q, thresholds_Q, tile, scratch
-    )
-
-
-@njit(**KERNEL)
-def _scan_tiles(
-    codes_GWV: Words,
-    first: int,
-    last: int,
-    documents: int,
-    queries_QW: Words,
-    eligible: Words,
-    k: int,
-    keys_QC: Words,
-    counts_Q: npt.NDArray[np.int64],
-    thresholds_Q: Words,
-    tile: int,
-    scratch: Scratch,
-) -> None:
-    """Scan blocks [first, last), `tile` at a time; the arguments are those of `scan_blocks`."""
     lines, distances, masks, tally_T = scratch
     queries, words = queries_QW.shape
     stride = codes_GWV.shape[1] * 32
+    tile = len(lines) * LINE_WORDS // (words * 32)
     grouped = queries - queries % GROUP
     share = len(lines) * GROUP // max(grouped, 1) + 1  # lines of the next tile that a group asks for
     for start in range(first, last, tile):

@@ -16,6 +16,10 @@ CHUNK_BLOCKS = 1024  # 32,768 documents: the temporaries stay around 10 MB at 40
 _SHIFT = np.uint64(32)
 
 
+def new_scratch(_words: int, _stored_words: int) -> None:
+    """Return nothing: numpy brings its own temporaries."""
+
+
 def scan_blocks(
     codes_GWV: Words,
     first: int,
@@ -27,6 +31,7 @@ def scan_blocks(
     keys_QC: Words,
     counts_Q: npt.NDArray[np.int64],
     thresholds_Q: Words,
+    _scratch: None = None,
 ) -> None:
     """Scan blocks [first, last); see `hamming_kernel.scan_blocks`."""
     for start in range(first, last, CHUNK_BLOCKS):

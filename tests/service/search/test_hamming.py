@@ -245,7 +245,19 @@ def test_memory_beyond_the_codes_does_not_grow_with_them(threads: int) -> None:
 def test_the_scan_counts_bits_with_the_widest_instruction() -> None:
     fresh = njit(nogil=True)(hamming_kernel.scan_blocks.py_func)  # a cached kernel shows no assembly
     words, numbers, codes = np.zeros(1, np.uint64), np.zeros(1, np.int64), np.zeros((1, 1, 32), np.uint64)
-    fresh(codes, 0, 1, 32, words[None], words[:0], 1, np.zeros((1, 18), np.uint64), numbers, words)
+    fresh(
+        codes,
+        0,
+        1,
+        32,
+        words[None],
+        words[:0],
+        1,
+        np.zeros((1, 18), np.uint64),
+        numbers,
+        words,
+        hamming_kernel.new_scratch(1, 1),
+    )
     assembly = "".join(fresh.inspect_asm().values())
     counted = [line for line in assembly.splitlines() if "vpopcntq" in line]
     assert len([line for line in counted if "zmm" in line]) >= 40  # 4 queries x 4 vectors, unrolled and remainder
