@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from models.quantizers.base import CodeArray, QuantizerError, register
 from models.quantizers.lengths import LengthSettings, Rule, Shortened
+from models.quantizers.points import VectorArray
 from service.model.lengths import CONTINUED, level_offsets
 
 
@@ -35,9 +36,12 @@ class SARQSettings(LengthSettings):
 
     Attributes:
         threshold: share of the items, above 0 and at most 1; a path with no larger share ends (1: after one code).
+        held_out: held-out queries choose the threshold at the end of a training (`models.retriever.lengths`); until
+            then a path ends where one item is left, and `threshold` says nothing.
     """
 
     threshold: float = 0.001
+    held_out: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,8 +60,20 @@ class SARQ(Shortened):
         self.settings = settings or SARQSettings()
         super().__init__(self.settings)
 
+    def shorten(self, vectors: VectorArray, threshold: float) -> None:
+        """Read the rule anew off the documents' vectors (N, D), for another threshold.
+
+        Raises:
+            QuantizerError: not fitted, or a threshold that is no share.
+        """
+        self._fitted()
+        check_threshold("sarq", threshold)
+        self._rule = path_rule(self._chooser().encode(vectors), self.level_sizes, threshold)
+
     def _read(self, codes_NL: CodeArray) -> Rule:
-        return path_rule(codes_NL, self.level_sizes, self.settings.threshold)
+        return path_rule(
+            codes_NL, self.level_sizes, 1 / len(codes_NL) if self.settings.held_out else self.settings.threshold
+        )
 
 
 def check_threshold(system: str, threshold: float) -> None:

@@ -184,6 +184,16 @@ class Recipe(Table):
             )
         return self
 
+    @model_validator(mode="after")
+    def _held_out_queries_can_choose(self) -> Recipe:
+        if self.quantizer.get("held_out") and (not self.decoder.layers or self.stage[-1].objective != "decode"):
+            raise ValueError(
+                "quantizer.held_out lets held-out queries choose the lengths by the decoder's walk: the last "
+                f"stage must be a decode stage, not {self.stage[-1].objective!r}, and decoder.layers above 0 "
+                f"({self.decoder.layers})"
+            )
+        return self
+
 
 def load_recipe(name_or_path: str) -> Recipe:
     """Read a shipped recipe by name, or any TOML file.

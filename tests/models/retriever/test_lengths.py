@@ -1,0 +1,65 @@
+"""Lengths that held-out queries choose: the best of those tried is what the published model has."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import models.retriever.train as training
+from models.quantizers.base import QuantizerError, make_quantizer
+from models.quantizers.sarq import SARQ
+from models.retriever.recipe import RecipeError
+from service.model.lengths import CONTINUED
+from tests.models.retriever.test_train import log_of, tiny_recipe
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the TorchScript exporter, about itself
+
+QUANTIZER = {"system": "sarq", "base": "hhq", "level_sizes": [4, 6, 6], "held_out": True}
+
+
+def test_held_out_queries_choose(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """The tried lengths are powers of two; the first best one is the rule of the model."""
+    model = training.run(tiny_recipe(tiny_encoder, quantizer=QUANTIZER), [tiny_data], tmp_path)
+    tried = {row["documents_a_sid"]: row["generative_mrr"] for row in log_of(tmp_path) if "documents_a_sid" in row}
+    assert list(tried) == [1, 2, 4, 8, 16, 32]  # of 60 documents
+    chosen = max(tried, key=lambda holders: (tried[holders], -holders))
+    rule = load_file(model / "quantizer.safetensors")[CONTINUED]
+
+    made = make_quantizer(QUANTIZER)
+    assert isinstance(made, SARQ)
+    vectors = load_file(tmp_path / "checkpoint.safetensors")
+    (name,) = (name for name in vectors if name.endswith("vectors"))
+    made.fit(vectors[name], progress=False)
+    made.shorten(vectors[name], chosen / 60)
+    np.testing.assert_array_equal(made.state().tensors[CONTINUED], rule)
+
+
+def test_until_then_paths_go_on_until_documents_are_alone() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(80, 16)).astype(np.float32)
+    made = make_quantizer(QUANTIZER)
+    made.fit(vectors, progress=False)
+    assert isinstance(made, SARQ)
+    for holders in (1, 3, 80):
+        if holders > 1:
+            made.shorten(vectors, holders / 80)
+        sids = [tuple(code for code in row if code >= 0) for row in made.encode(vectors).tolist()]
+        holding = Counter(sid[:length] for sid in sids for length in range(1, len(sid) + 1))
+        assert all(holding[sid] <= holders or len(sid) == 3 for sid in sids)
+        assert all(holding[sid[:length]] > holders for sid in sids for length in range(1, len(sid)))
+    with pytest.raises(QuantizerError, match=r"threshold is 2\.0"):
+        made.shorten(vectors, 2.0)
+
+
+CONTRAST = {"name": "tune", "objective": "contrast", "epochs": 1, "encoder_lr": 1e-3}
+
+
+@pytest.mark.parametrize("changes", [{"decoder": {"layers": 0}}, {"stage": [CONTRAST]}])
+def test_without_a_walk_nothing_can_choose(tiny_encoder: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"held_out lets held-out queries choose .* must be a decode stage"):
+        tiny_recipe(tiny_encoder, quantizer=QUANTIZER, **changes)
