@@ -11,8 +11,7 @@ from __future__ import annotations
 from models.quantizers.sarq import SARQ
 from models.retriever.run import Run, make_tree
 from models.retriever.stages import Work
-from models.retriever.validate import mean_reciprocal_rank, walked_ranks
-from service.search.tables import Scoring
+from models.retriever.validate import walked_scores
 
 MOST = 64  # documents that may share a SID
 
@@ -20,23 +19,22 @@ MOST = 64  # documents that may share a SID
 def choose_lengths(run: Run, work: Work) -> None:
     """Set the lengths with the best MRR@10 of the walk on held-out queries, and the tree that follows from them.
 
-    Tried are paths that end where 1, 2, 4, … documents are left; the decoder's own walk decides, the guided one where
-    the recipe trains no other. Without held-out queries paths go on until documents are alone.
+    Tried are paths that end where 1, 2, 4, … documents are left; of recipes that train both walks of the decoder the
+    sum of both decides. Without held-out queries paths go on until documents are alone.
     """
     quantizer, vectors_ND = run.quantizer, run.vectors_ND
     if not isinstance(quantizer, SARQ) or vectors_ND is None:
         raise ValueError("only SARQ's lengths are chosen, and documents must be encoded")
     vectors = vectors_ND.cpu().numpy()
-    scoring: Scoring = "generative" if run.recipe.objective.generative else "guided"
     chosen, best = 1, -1.0
     for holders in (1 << power for power in range(MOST.bit_length())):
         if not run.material.held_out or holders > len(vectors):
             break
         quantizer.shorten(vectors, holders / len(vectors))
         work.tree = make_tree(run)
-        found = mean_reciprocal_rank(walked_ranks(work, run.material.held_out, scoring))
-        run.log(stage=work.stage.name, documents_a_sid=holders, **{f"{scoring}_mrr": found})
-        if found > best:
-            chosen, best = holders, found
+        found = walked_scores(work, run.material.held_out)
+        run.log(stage=work.stage.name, documents_a_sid=holders, **found)
+        if sum(found.values()) > best:
+            chosen, best = holders, sum(found.values())
     quantizer.shorten(vectors, chosen / len(vectors))
     work.tree = make_tree(run)

@@ -40,8 +40,7 @@ from models.retriever.run import (
 )
 from models.retriever.shelf import Shelf
 from models.retriever.stages import Work, contrast_epoch, decode_epoch
-from models.retriever.validate import calibrate, exact_ranks, mean_reciprocal_rank, walked_ranks
-from service.search.tables import Scoring
+from models.retriever.validate import calibrate, exact_ranks, mean_reciprocal_rank, walked_scores
 
 
 def train(
@@ -215,8 +214,8 @@ def run_epochs(
             torch.manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4]))
             began = time.monotonic()
             losses = run_epoch(run, work, schedule, seed)
-            scores = validate(run, work)
-            named = {f"{name}_loss": loss for name, loss in losses.items()} | {f"{k}_mrr": v for k, v in scores.items()}
+            scores = walked_scores(work, run.material.held_out)
+            named = {f"{name}_loss": loss for name, loss in losses.items()} | scores
             run.log(stage=stage.name, epoch=epoch + 1, **named, seconds=time.monotonic() - began)
             without_gain = keep_best(run, stage, scores, without_gain)
             place = Place(number, epoch + 1, schedule.taken)
@@ -240,7 +239,7 @@ def run_epochs(
     ):  # codes are made anew, hard, and hold from here
         untie_codebooks(run.quantizer)
         work.tree = make_tree(run)
-        run.log(stage=stage.name, **{f"{name}_mrr": score for name, score in validate(run, work).items()})
+        run.log(stage=stage.name, **walked_scores(work, run.material.held_out))
     save_checkpoint(checkpoint_path, Place(number + 1), fingerprint, run.retriever, None, extras(run))
 
 
@@ -250,20 +249,6 @@ def run_epoch(run: Run, work: Work, schedule: Schedule, seed: str) -> dict[str, 
         joint = Joint(work, run.quantizer, run.recipe.joint, lambda: schedule.taken / schedule.total)
         return joint_epoch(joint, seed)
     return contrast_epoch(work, seed) if work.stage.objective == "contrast" else decode_epoch(work, seed)
-
-
-def validate(run: Run, work: Work) -> dict[str, float]:
-    """MRR@10 on the held-out queries: exact cosine, and for decode stages the walk at beam 10."""
-    held_out = run.material.held_out
-    if not held_out:
-        return {}
-    if work.tree is None:  # documents move: they are encoded again only when the stage is over
-        return {}
-    wanted: dict[Scoring, float] = {
-        "generative": run.recipe.objective.generative,
-        "guided": run.recipe.objective.guided,
-    }
-    return {name: mean_reciprocal_rank(walked_ranks(work, held_out, name)) for name, on in wanted.items() if on}
 
 
 def keep_best(run: Run, stage: Stage, scores: dict[str, float], without_gain: int) -> int:

@@ -102,6 +102,18 @@ def walked_ranks(work: Work, pairs: Sequence[Pair], scoring: Scoring, batch: int
     return ranks
 
 
+def walked_scores(work: Work, pairs: Sequence[Pair]) -> dict[str, float]:
+    """MRR@10 of the walks that the recipe trains, by name: `generative_mrr` and `guided_mrr`.
+
+    None without pairs, or while codes move and there is no tree.
+    """
+    trained: dict[Scoring, float] = {"generative": work.objective.generative, "guided": work.objective.guided}
+    if not pairs or work.tree is None:
+        return {}
+    walked = {name: walked_ranks(work, pairs, name) for name, weight in trained.items() if weight}
+    return {f"{name}_mrr": mean_reciprocal_rank(ranks) for name, ranks in walked.items()}
+
+
 @torch.no_grad()
 def calibrate(work: Work, pairs: Sequence[Pair]) -> tuple[float, float]:
     """Scale what the decoder says beside geometry to what held-out queries gain most from; the factor, and its MRR.
