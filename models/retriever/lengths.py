@@ -13,7 +13,7 @@ from models.retriever.run import Run, make_tree
 from models.retriever.stages import Work
 from models.retriever.validate import walked_scores
 
-MOST = 64  # documents that may share a SID
+MOST = 16  # documents that may share a SID: it shall name documents, not a cell of them
 
 
 def choose_lengths(run: Run, work: Work) -> None:
