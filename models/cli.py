@@ -30,7 +30,7 @@ def train(
         list[Path], typer.Argument(help="Folders in the BEIR layout: corpus.jsonl, queries.jsonl, qrels/.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoint, log, and the models at the end.")],
-    recipe: Annotated[str, typer.Option(help="Name of a recipe that is shipped, or a TOML file.")] = "hhq",
+    recipe: Annotated[str, typer.Option(help="Name of a recipe that is shipped, or a TOML file.")] = "combined",
     encoder: Annotated[str, typer.Option(help="Hugging Face encoder, by name or local folder.")] = "",
     model: Annotated[Path | None, typer.Option(help="Model that an adapter (recipe qama) is trained for.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
