@@ -64,6 +64,9 @@ CLAIMS = (
     Claim("8 free decoding writes invalid IDs, the more the wider", "12 to 50 %", "hhq",
           "hhq", "invalid.100-invalid.10"),
     Claim("the decoder adds to geometry", "ours", "hhq", "hhq", "guided.R@10-geometric.R@10"),
+    *(Claim(f"the combination beats {name} alone, {measure}", "ours", "combined", name, f"generative.{measure}")
+      for name in ("hhq", "dgi", "hourglass", "sa2crq", "rq_kmeans", "tiger") for measure in ("R@10", "MRR@10")),
+    Claim("its decoder adds to geometry", "ours", "combined", "combined", "guided.R@10-geometric.R@10"),
 )  # fmt: skip
 
 
