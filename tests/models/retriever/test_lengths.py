@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import models.retriever.train as training
@@ -22,6 +23,21 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the 
 QUANTIZER = {"system": "sarq", "base": "hhq", "level_sizes": [4, 6, 6], "held_out": True}
 
 
+def rule_of(model: Path) -> NDArray[np.int32]:
+    """The paths that go on, as the published model has them."""
+    return load_file(model / "quantizer.safetensors")[CONTINUED]
+
+
+def fitted(run: Path) -> tuple[SARQ, NDArray[np.float32]]:
+    """The quantizer of a run, fitted anew on the run's document vectors."""
+    kept = load_file(run / "checkpoint.safetensors")
+    (name,) = (name for name in kept if name.endswith("vectors"))
+    made = make_quantizer(QUANTIZER)
+    assert isinstance(made, SARQ)
+    made.fit(kept[name], progress=False)
+    return made, kept[name]
+
+
 def test_held_out_queries_choose(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> None:
     """The tried lengths are powers of two; the first best one is the rule of the model."""
     model = training.run(tiny_recipe(tiny_encoder, quantizer=QUANTIZER), [tiny_data], tmp_path)
@@ -29,15 +45,18 @@ def test_held_out_queries_choose(tiny_encoder: Path, tiny_data: Path, tmp_path: 
     tried = {row["documents_a_sid"]: row["generative_mrr"] + row["guided_mrr"] for row in rows}
     assert list(tried) == [1, 2, 4, 8, 16]
     chosen = max(tried, key=lambda holders: (tried[holders], -holders))
-    rule = load_file(model / "quantizer.safetensors")[CONTINUED]
+    made, vectors = fitted(tmp_path)
+    made.shorten(vectors, chosen / 60)
+    np.testing.assert_array_equal(made.state().tensors[CONTINUED], rule_of(model))
 
-    made = make_quantizer(QUANTIZER)
-    assert isinstance(made, SARQ)
-    vectors = load_file(tmp_path / "checkpoint.safetensors")
-    (name,) = (name for name in vectors if name.endswith("vectors"))
-    made.fit(vectors[name], progress=False)
-    made.shorten(vectors[name], chosen / 60)
-    np.testing.assert_array_equal(made.state().tensors[CONTINUED], rule)
+
+def test_without_held_out_queries_documents_are_alone(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """Nothing is tried, and every path goes on as far as it would for one document."""
+    model = training.run(tiny_recipe(tiny_encoder, quantizer=QUANTIZER, dev_share=0), [tiny_data], tmp_path)
+    assert not [row for row in log_of(tmp_path) if "documents_a_sid" in row]
+    made, vectors = fitted(tmp_path)
+    made.shorten(vectors, 1 / 60)
+    np.testing.assert_array_equal(made.state().tensors[CONTINUED], rule_of(model))
 
 
 def test_until_then_paths_go_on_until_documents_are_alone() -> None:
