@@ -60,20 +60,27 @@ class SARQ(Shortened):
         self.settings = settings or SARQSettings()
         super().__init__(self.settings)
 
-    def shorten(self, vectors: VectorArray, threshold: float) -> None:
-        """Read the rule anew off the documents' vectors (N, D), for another threshold.
+    def full_codes(self, vectors: VectorArray) -> CodeArray:
+        """Give the codes (N, L) that the base chooses for vectors (N, D), before the rule ends any path.
 
         Raises:
-            QuantizerError: not fitted, or a threshold that is no share.
+            QuantizerError, VectorError: see `encode`.
         """
         self._fitted()
+        return self._chooser().encode(vectors)
+
+    def shorten(self, codes_NL: CodeArray, threshold: float) -> None:
+        """Read the rule anew off the documents' full codes, for another threshold.
+
+        Raises:
+            QuantizerError: a threshold that is no share.
+        """
         check_threshold("sarq", threshold)
-        self._rule = path_rule(self._chooser().encode(vectors), self.level_sizes, threshold)
+        self._rule = path_rule(codes_NL, self.level_sizes, threshold)
 
     def _read(self, codes_NL: CodeArray) -> Rule:
-        return path_rule(
-            codes_NL, self.level_sizes, 1 / len(codes_NL) if self.settings.held_out else self.settings.threshold
-        )
+        threshold = 1 / len(codes_NL) if self.settings.held_out else self.settings.threshold
+        return path_rule(codes_NL, self.level_sizes, threshold)
 
 
 def check_threshold(system: str, threshold: float) -> None:

@@ -20,21 +20,22 @@ def choose_lengths(run: Run, work: Work) -> None:
     """Set the lengths with the best MRR@10 of the walk on held-out queries, and the tree that follows from them.
 
     Tried are paths that end where 1, 2, 4, … documents are left; of recipes that train both walks of the decoder the
-    sum of both decides. Without held-out queries paths go on until documents are alone.
+    sum of both decides. Without held-out queries paths go on until documents are alone. A quantizer whose recipe does
+    not ask for it (`held_out`) keeps its lengths.
     """
-    quantizer, vectors_ND = run.quantizer, run.vectors_ND
-    if not isinstance(quantizer, SARQ) or vectors_ND is None:
-        raise ValueError("only SARQ's lengths are chosen, and documents must be encoded")
-    vectors = vectors_ND.cpu().numpy()
+    quantizer, held_out = run.quantizer, run.material.held_out
+    if not isinstance(quantizer, SARQ) or not quantizer.settings.held_out or not held_out:
+        return
+    codes_NL = quantizer.full_codes(work.vectors_ND.cpu().numpy())
     chosen, best = 1, -1.0
     for holders in (1 << power for power in range(MOST.bit_length())):
-        if not run.material.held_out or holders > len(vectors):
+        if holders > len(codes_NL):
             break
-        quantizer.shorten(vectors, holders / len(vectors))
+        quantizer.shorten(codes_NL, holders / len(codes_NL))
         work.tree = make_tree(run)
-        found = walked_scores(work, run.material.held_out)
+        found = walked_scores(work, held_out)
         run.log(stage=work.stage.name, documents_a_sid=holders, **found)
         if sum(found.values()) > best:
             chosen, best = holders, sum(found.values())
-    quantizer.shorten(vectors, chosen / len(vectors))
+    quantizer.shorten(codes_NL, chosen / len(codes_NL))
     work.tree = make_tree(run)

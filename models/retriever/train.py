@@ -23,7 +23,6 @@ from torch import Tensor
 from models.data import Dataset, load_dataset
 from models.quantizers.base import progress_bar
 from models.quantizers.gumbel import Gumbel
-from models.quantizers.sarq import SARQ
 from models.retriever.checkpoint import Place, load_checkpoint, save_checkpoint
 from models.retriever.joint import GradientLog, Joint, joint_epoch, tie_codebooks, untie_codebooks
 from models.retriever.lengths import choose_lengths
@@ -224,8 +223,7 @@ def run_epochs(
                 break
     if run.best:
         run.retriever.load_state_dict(run.best)
-    last = number == len(run.recipe.stage) - 1
-    if last and isinstance(run.quantizer, SARQ) and run.quantizer.settings.held_out:
+    if number == len(run.recipe.stage) - 1:
         choose_lengths(run, work)
     if stage.objective == "decode" and run.recipe.objective.guided and run.material.held_out:
         share, gain = calibrate(work, run.material.held_out)
