@@ -146,7 +146,7 @@ def _encode(data: Path, model_dir: Path, quiet: bool) -> Vectors:
     with progress_bar("queries", len(ids), quiet) as advance:
         for first in range(0, len(ids), QUERIES):
             texts = [dataset.queries[id_] for id_ in ids[first : first + QUERIES]]
-            parts.append(encoder.encode_queries(texts).vectors_QD)
+            parts.append(encoder.encode_queries(texts, memory=False).vectors_QD)
             advance(len(texts))
     row = {id_: i for i, id_ in enumerate(ids)}
     pairs = np.array([(row[query], position) for query, position in dataset.pairs("train")], np.int64)

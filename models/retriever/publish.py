@@ -13,6 +13,7 @@ from models.export import export_decoder, export_encoder
 from models.quantizers.base import QuantizerState
 from models.retriever.network import Retriever
 from models.retriever.recipe import Recipe
+from service.index.arrays import write_array
 from service.index.artefact import new_artefact, publish
 from service.index.manifest import DecoderShape, ModelManifest, Provenance, QuantizerSettings
 
@@ -40,7 +41,7 @@ def publish_model(
         )
         if retriever.decoder is not None:
             export_decoder(retriever.decoder, staging / "decoder.onnx", precision == "int8")
-            np.save(staging / "tokens.npy", token_table(retriever), allow_pickle=False)
+            write_array(staging / "tokens.npy", token_table(retriever))
         manifest = describe(retriever, quantizer, recipe, data, precision)
         return publish(staging, manifest)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from models.study.claims import BEAM, CLAIMS, find, spread
+from models.study.claims import BEAM, CLAIMS, Claim, Finding, find, spread
 from models.study.plan import Plan, places
 
 SHOWN = (
@@ -66,17 +66,27 @@ def _head(plan: Plan, results: Mapping[str, Any], command: str) -> Iterator[str]
 
 
 def _claims(results: Mapping[str, Any]) -> Iterator[str]:
+    """A row a claim, a column a data set: the two figures and whether their signs agree."""
     yield "## Claims"
     yield ""
-    yield "| claim | paper | data | ours | compared with | verdict |"
-    yield "| --- | --- | --- | --- | --- | --- |"
-    for found in find(CLAIMS, results):
-        left, right = (
-            f"{mean:.3f} ± {deviation:.3f}" if found.seeds > 1 else f"{mean:.3f}"
-            for mean, deviation in (found.left, found.right)
-        )
-        claim = found.claim
-        yield f"| {claim.text} | {claim.paper} | {found.data} | {left} | {right} ({claim.right}) | {found.verdict} |"
+    yield "| claim | compared | paper | " + " | ".join(results) + " |"
+    yield "| --- | --- | --- | " + " | ".join("---" for _ in results) + " |"
+    for claim in CLAIMS:
+        verdicts = {found.data: found for found in find([claim], results)}
+        if verdicts:
+            cells = " | ".join(_verdict(verdicts[data]) if data in verdicts else "" for data in results)
+            yield f"| {claim.text} | {_compared(claim)} | {claim.paper} | {cells} |"
+
+
+def _compared(claim: Claim) -> str:
+    if "-" in claim.metric:  # two figures of one cell
+        return f"{claim.left}: {claim.metric.replace('-', ' / ')}"
+    return f"{claim.left} / {claim.right}: {claim.metric}"
+
+
+def _verdict(found: Finding) -> str:
+    sides = [(mean, deviation if found.seeds > 1 else None) for mean, deviation in (found.left, found.right)]
+    return " / ".join(_shown(*side) for side in sides) + f", **{found.verdict}**"
 
 
 def _baselines(cells: Mapping[str, Any]) -> Iterator[str]:
@@ -121,10 +131,12 @@ def _buckets(seeds: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
 
 def _cell(seeds: Mapping[str, Any], metric: str) -> str:
     found = spread(seeds, metric)
-    if found is None:
-        return ""
-    digits = 1 if found[0] >= 10 else 3
-    return f"{found[0]:.{digits}f}" + (f" ± {found[1]:.{digits}f}" if len(seeds) > 1 else "")
+    return "" if found is None else _shown(found[0], found[1] if len(seeds) > 1 else None)
+
+
+def _shown(mean: float, deviation: float | None) -> str:
+    digits = 1 if mean >= 10 else 3
+    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
 
 
 def plot(results: Mapping[str, Any], path: Path) -> None:

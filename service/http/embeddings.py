@@ -148,7 +148,7 @@ def _encode(body: EmbeddingRequest, engine: Engine) -> tuple[NDArray[np.float32]
     """Return unit vectors (Q, D) float32 and the number of tokens read."""
     encoder = engine.pipeline.encoder
     if body.input_type == "query":
-        found = encoder.encode_queries(body.input)
+        found = encoder.encode_queries(body.input, memory=False)
         return found.vectors_QD, int(found.attention_mask_QS.sum())
     documents = [("", text) for text in body.input]
     tokens = sum(map(len, encoder.tokenizer.documents(documents)))

@@ -145,7 +145,7 @@ def _options(body: HammingRequest, engine: Engine) -> HammingOptions:
 def _vectors(body: HammingRequest, engine: Engine) -> NDArray[np.float32] | None:
     """Return the queries' unit vectors (Q, D) float32, None for codes."""
     if body.form in ("query", "queries"):
-        return engine.pipeline.encoder.encode_queries(body.given()).vectors_QD
+        return engine.pipeline.encoder.encode_queries(body.given(), memory=False).vectors_QD
     if body.form in ("code", "codes"):
         return None
     try:

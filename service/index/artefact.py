@@ -47,10 +47,11 @@ def new_artefact(target: Path, replace: bool = False) -> Iterator[Path]:
         ArtefactError: `target` exists and may not be replaced, nothing was published, or the disk is full.
     """
     target = target.absolute()
-    _check_target(target, replace)
+    _check_target(target, replace)  # before anything is made
     target.parent.mkdir(parents=True, exist_ok=True)
     with _locked(target.parent):
         _clear_leftovers(target)
+        _check_target(target, replace)  # a crashed writer may have put it aside
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         lock = _lock(staging)
     try:

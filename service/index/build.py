@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.index.arrays import write_array, write_blocks
 from service.index.artefact import ArtefactError, new_artefact, publish
 from service.index.bundle import Model, open_model
 from service.index.codes import write_codes
@@ -187,11 +188,7 @@ def _encoded_blocks(model: Model, store: DocumentStore, options: BuildOptions) -
 
 def _write_vectors(file: Path, blocks: Iterable[NDArray[np.float32]], count: int, model: Model) -> None:
     """Write a `.npy` file of (N, D) float32 block by block."""
-    header = {"descr": "<f4", "fortran_order": False, "shape": (count, model.manifest.dimensions)}
-    with file.open("wb") as stream:
-        np.lib.format.write_array_header_1_0(stream, header)
-        for block in blocks:
-            stream.write(np.ascontiguousarray(block, "<f4").data)
+    write_blocks(file, (count, model.manifest.dimensions), np.dtype(np.float32), blocks)
 
 
 def _assign(model: Model, vectors_ND: NDArray[np.float32], options: BuildOptions) -> NDArray[np.int32]:
@@ -224,7 +221,7 @@ def _write_regions(
         "trie_region": regions.region_M,
     }
     for name, array in arrays.items():
-        np.save(staging / f"{name}.npy", array, allow_pickle=False)
+        write_array(staging / f"{name}.npy", array)
     return regions.count, len(regions.rows_RD)
 
 

@@ -22,9 +22,9 @@ from service.index.manifest import BundleManifest, ModelManifest
 from service.index.regions import Regions
 from service.index.trie import Trie, open_trie, verify_trie
 from service.index.verify import read_manifest, verify_files
+from service.model.packing import stored_shape
 
 Opened = TypeVar("Opened")
-CODE_BLOCK = 32  # documents of a block of packed codes (service.model.packing)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ class Bundle:
         arrays = [trie.token_M, trie.lo_M, trie.child_M, trie.sids_NL, self.vectors, self.regions.rows_RD]
         arrays += [self.regions.start_C, self.regions.rest_C, self.regions.region_M, *self.codes.values()]
         for array in arrays:
-            array.ravel(order="K").view(np.uint8)[::4096].max(initial=0)
+            data = array.ravel(order="K").view(np.uint8)
+            data[::4096].max(initial=0)
+            data[-1:].max(initial=0)  # data begin behind a header, so the last page may have been missed
         return sum(array.nbytes for array in arrays)
 
     def close(self) -> None:
@@ -131,20 +133,23 @@ def open_bundle(path: Path, verify: bool = True) -> Bundle:
     manifest = _manifest(path, BundleManifest, verify)
     _check_model_files(path, manifest)
     model = _checked(Model(path / "model", manifest.model))
-    trie = _opened(path, open_trie)
     bundle = Bundle(
         path=path,
         manifest=manifest,
         model=model,
-        trie=trie,
+        trie=_opened(path, open_trie),
         vectors=_vectors(path, manifest),
         regions=_regions(path, manifest),
-        documents=_opened(path / "documents.sqlite", DocumentStore),
         codes={level: _codes(path, level, manifest) for level in manifest.code_levels},
+        documents=_opened(path / "documents.sqlite", DocumentStore),
     )
-    _check_sizes(bundle)
-    if verify:
-        _check_references(bundle)
+    try:
+        _check_sizes(bundle)
+        if verify:
+            _check_references(bundle)
+    except ArtefactError:
+        bundle.close()
+        raise
     return bundle
 
 
@@ -175,6 +180,8 @@ def _checked(model: Model) -> Model:
 
 def _check_model_files(path: Path, manifest: BundleManifest) -> None:
     """Hold the model inside against the manifest of the model that the index was made with."""
+    if missing := sorted(manifest.model.expected_files() - manifest.model.files.keys()):
+        raise ArtefactError(f"bundle '{path}' says nothing of its model's files {missing}: {REINDEX}")
     for name, entry in manifest.model.files.items():
         found = manifest.files.get(f"model/{name}")
         if found != entry:
@@ -199,7 +206,7 @@ def _codes(path: Path, level: str, manifest: BundleManifest) -> NDArray[Any]:
     file = path / f"codes_{level}.npy"
     codes_GWV: NDArray[Any] = _opened(file, _map)
     words = codes_GWV.shape[1] if codes_GWV.ndim == 3 else 0
-    shape = (-(-manifest.documents // CODE_BLOCK), words, CODE_BLOCK)
+    shape = stored_shape(manifest.documents, words)
     if codes_GWV.dtype != np.uint64 or codes_GWV.shape != shape:
         raise ArtefactError(
             f"'{file}' holds {codes_GWV.dtype} of shape {codes_GWV.shape}, "

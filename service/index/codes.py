@@ -5,17 +5,19 @@ Letters: N documents, D dimensions, W uint64 words, G blocks of 32 documents (`s
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.index.arrays import write_blocks
 from service.index.artefact import ArtefactError
 from service.index.bundle import Model
 from service.model.adapter import AdapterError
 from service.model.binarizer import Binarizer
 from service.model.layout import CodeError
-from service.model.packing import BLOCK_DOCUMENTS, to_blocks
+from service.model.packing import BLOCK_DOCUMENTS, CodeArray, stored_shape, to_blocks
 from service.ops.progress import progress_bar
 
 CHUNK = 128 * BLOCK_DOCUMENTS  # documents binarised together
@@ -60,17 +62,17 @@ def write_codes(model: Model, vectors_ND: NDArray[np.float32], folder: Path, pro
     levels = model.manifest.adapter.levels
     with progress_bar("packing", len(vectors_ND) * len(levels), quiet=not progress) as advance:
         for level in levels:
-            words = binarizer.layout(level).words_of(None)
-            header = {"descr": "<u8", "fortran_order": False, "shape": stored_shape(len(vectors_ND), words)}
-            with (folder / f"codes_{level}.npy").open("wb") as stream:
-                np.lib.format.write_array_header_1_0(stream, header)
-                for start in range(0, len(vectors_ND), CHUNK):
-                    codes_NW = binarizer.codes(np.asarray(vectors_ND[start : start + CHUNK]), level)
-                    stream.write(to_blocks(codes_NW).astype("<u8", copy=False).data)
-                    advance(len(codes_NW))
+            shape = stored_shape(len(vectors_ND), binarizer.layout(level).words_of(None))
+            blocks = _packed(binarizer, vectors_ND, level, advance)
+            write_blocks(folder / f"codes_{level}.npy", shape, np.dtype(np.uint64), blocks)
     return levels
 
 
-def stored_shape(documents: int, words: int) -> tuple[int, int, int]:
-    """Return the shape (G, W, 32) of a level's stored codes."""
-    return -(-documents // BLOCK_DOCUMENTS), words, BLOCK_DOCUMENTS
+def _packed(
+    binarizer: Binarizer, vectors_ND: NDArray[np.float32], level: str, advance: Callable[[int], None]
+) -> Iterator[CodeArray]:
+    """Yield the codes of a level in the stored form, `CHUNK` documents at a time."""
+    for start in range(0, len(vectors_ND), CHUNK):
+        codes_NW = binarizer.codes(np.asarray(vectors_ND[start : start + CHUNK]), level)
+        yield to_blocks(codes_NW)
+        advance(len(codes_NW))

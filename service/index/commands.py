@@ -92,7 +92,7 @@ def _load_vectors(file: Path) -> NDArray[np.floating]:
 
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise ArtefactError(f"'{file}' is not a .npy file of numbers ({error}): write it with numpy.save") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
         raise ArtefactError(f"'{file}' does not hold an array of floats: write it with numpy.save")

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.index import trie_kernels as kernels
+from service.index.arrays import write_array
 
 MAX_LEVELS = 200  # shared-prefix lengths are kept in one byte
 MAX_DOCUMENTS = 2**32 - 2  # positions and nodes are uint32
@@ -117,7 +118,7 @@ def node_ends(trie: Trie) -> NDArray[np.uint32]:
 def save_trie(trie: Trie, folder: Path) -> None:
     """Write the trie's four arrays as `.npy` files into `folder`."""
     for attribute, name in FILES.items():
-        np.save(folder / name, getattr(trie, attribute), allow_pickle=False)
+        write_array(folder / name, getattr(trie, attribute))
 
 
 def open_trie(folder: Path) -> Trie:
@@ -154,18 +155,36 @@ def verify_trie(trie: Trie, tokens: int) -> None:
             f"{FILES['lo_M']}: node {bad} covers documents [{lo[bad]}, {ends[bad]}) of {trie.documents}: "
             "build the bundle again"
         )
+    if trie.depth > trie.sids_NL.shape[1]:
+        raise ValueError(
+            f"{FILES['child_M']}: the nodes are {trie.depth} deep, {FILES['sids_NL']} has {trie.sids_NL.shape[1]} "
+            "levels: build the bundle again"
+        )
+    _check_siblings(trie)
     _check_tokens(trie, tokens)
+
+
+def _check_siblings(trie: Trie) -> None:
+    """Refuse a node whose children's tokens do not ascend: scratch arrays hold one entry for every token."""
+    follows_M = np.ones(trie.nodes + 1, np.bool_)
+    follows_M[trie.child_M] = False  # the first child of some node
+    ascends_M = trie.token_M[1:] > trie.token_M[:-1]
+    if not (ascends_M | ~follows_M[1:-1]).all():
+        bad = 1 + int(np.argmin(ascends_M | ~follows_M[1:-1]))
+        raise ValueError(f"{FILES['token_M']}: node {bad} repeats a token, or is out of order: build the bundle again")
 
 
 def _check_tokens(trie: Trie, tokens: int) -> None:
     """Refuse tokens that the model does not have."""
-    padded = trie.sids_NL != padding_of(trie.sids_NL.dtype)
-    largest = int(np.max(trie.sids_NL, where=padded, initial=0))
-    smallest = int(np.min(trie.sids_NL, where=padded, initial=0))
-    largest = max(largest, int(trie.token_M.max()))
-    if largest >= tokens or min(smallest, int(trie.token_M.min())) < 0:
-        raise ValueError(f"the trie uses token {largest}, the model has {tokens}: index the corpus with this model")
-    if not padded[:, 0].all() or (padded[:, 1:] > padded[:, :-1]).any():
+    used = trie.sids_NL != padding_of(trie.sids_NL.dtype)
+    largest = max(int(np.max(trie.sids_NL, where=used, initial=0)), int(trie.token_M.max()))
+    smallest = min(int(np.min(trie.sids_NL, where=used, initial=0)), int(trie.token_M.min()))
+    if largest >= tokens or smallest < 0:
+        raise ValueError(
+            f"the trie uses tokens {smallest} to {largest}, the model has 0 to {tokens - 1}: "
+            "index the corpus with this model"
+        )
+    if not used[:, 0].all() or (used[:, 1:] > used[:, :-1]).any():
         raise ValueError(f"{FILES['sids_NL']}: a row is empty or has tokens behind its padding: build the bundle again")
 
 

@@ -30,7 +30,8 @@ class Encoded:
 
     Attributes:
         vectors_QD: unit vectors (Q, D) float32.
-        memory: `memory_key_i`, `memory_value_i` (Q, H, S, Dh) float32 per decoder layer; empty without a decoder.
+        memory: `memory_key_i`, `memory_value_i` (Q, H, S, Dh) float32 per decoder layer; empty where no decoder reads
+            it.
         attention_mask_QS: (Q, S) int64, 1 for tokens and 0 for padding.
     """
 
@@ -73,12 +74,15 @@ class Encoder:
         self.memory_names = tuple(name for name in self._session.outputs if name.startswith("memory_"))
         self.dimensions = self._dimensions(dimensions)
 
-    def encode_queries(self, texts: Sequence[str], histories: Sequence[Sequence[str]] | None = None) -> Encoded:
+    def encode_queries(
+        self, texts: Sequence[str], histories: Sequence[Sequence[str]] | None = None, memory: bool = True
+    ) -> Encoded:
         """Encode queries, as one batch.
 
         Args:
             texts: Q queries; prefixes are added here.
             histories: for each query the titles of past items, oldest first; models without history ignore them.
+            memory: whether a decoder will read the result; without, only the vectors are computed.
 
         Returns:
             Vectors, memory and attention mask.
@@ -88,9 +92,9 @@ class Encoder:
             ModelError: the graph gives vectors that are not unit vectors.
         """
         ids_QS, mask_QS = self.tokenizer.pad(self.tokenizer.queries(texts, histories))
-        names = ("vector", *self.memory_names)
-        vectors_QD, *memory = self._run(names, ids_QS, mask_QS)
-        return Encoded(vectors_QD, dict(zip(self.memory_names, memory, strict=True)), mask_QS)
+        names = self.memory_names if memory else ()
+        vectors_QD, *rest = self._run(("vector", *names), ids_QS, mask_QS)
+        return Encoded(vectors_QD, dict(zip(names, rest, strict=True)), mask_QS)
 
     def encode_documents(
         self, documents: Sequence[tuple[str, str]], advance: Callable[[int], None] | None = None
@@ -111,7 +115,8 @@ class Encoder:
         for start in range(0, len(documents), WINDOW):
             rows = self.tokenizer.documents(documents[start : start + WINDOW])
             for batch in length_batches([len(row) for row in rows], BATCH_TOKENS):
-                ids_QS, mask_QS = self.tokenizer.pad([rows[i] for i in batch], LENGTH_STEP)
+                most = self.tokenizer.settings.max_document_tokens
+                ids_QS, mask_QS = self.tokenizer.pad([rows[i] for i in batch], LENGTH_STEP, most)
                 vectors_ND[start + batch] = self._run(("vector",), ids_QS, mask_QS)[0]
                 advance(len(batch))
         return vectors_ND
@@ -126,7 +131,8 @@ class Encoder:
 
     def _dimensions(self, stated: int | None) -> int:
         """Run one short text: shows the vectors' size, and makes the first, unshrinkable region of the arena small."""
-        ids = np.full((1, LENGTH_STEP), self.tokenizer.pad_id, np.int64)
+        size = min(LENGTH_STEP, self.tokenizer.settings.max_query_tokens)
+        ids = np.full((1, size), self.tokenizer.pad_id, np.int64)
         feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         found = int(self._session.run(("vector",), feeds)[0].shape[-1])
         if stated is not None and stated != found:

@@ -47,6 +47,8 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
+        if key >> 32:  # protobuf itself would drop these bits and read another field
+            raise ValueError(f"a field's number does not fit in 32 bits at byte {at}: this is not ONNX")
         wire = key & 7
         if wire == VARINT:
             value, at = _varint(data, at)

@@ -21,6 +21,11 @@ CodeArray = npt.NDArray[np.uint64]
 LevelArray = npt.NDArray[np.uint8]
 
 
+def stored_shape(documents: int, words: int) -> tuple[int, int, int]:
+    """Return the shape (G, W, 32) of a level's stored codes."""
+    return -(-documents // BLOCK_DOCUMENTS), words, BLOCK_DOCUMENTS
+
+
 def pack_values(values_NU: npt.NDArray[np.integer[Any]], layout: CodeLayout) -> CodeArray:
     """Pack quantised values into words.
 

@@ -190,6 +190,8 @@ def _layer_names(count: int) -> set[str]:
 
 
 def _check_chain(layers: list[tuple[Matrix, Matrix]], width: int) -> None:
+    if any(weight.ndim != 2 or bias.ndim != 1 for weight, bias in layers):
+        raise QuantizerError("projection weights are matrices and their biases rows: export the model again")
     outputs = [len(weight) for weight, _ in layers]
     inputs = [*(weight.shape[1] for weight, _ in layers[1:]), width]
     biases = [len(bias) for _, bias in layers]

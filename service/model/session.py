@@ -51,7 +51,9 @@ class Session:
         self.path = path
         self.inputs = {node.name: _shape(node.shape) for node in self._session.get_inputs()}
         self.outputs = {node.name: _shape(node.shape) for node in self._session.get_outputs()}
-        self._shrink = ort.RunOptions()
+        self._plain, self._shrink = ort.RunOptions(), ort.RunOptions()
+        for run_options in (self._plain, self._shrink):
+            run_options.only_execute_path_to_fetches = True  # nothing is computed for outputs that nobody asks for
         if device == "cpu":
             self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
@@ -73,7 +75,9 @@ class Session:
             shrink: whether the memory of this run goes back to the system; for large batches, which would
                 otherwise keep it for good. (onnxruntime keeps what the very first run took: let it be a small one.)
         """
-        results: list[NDArray[Any]] = self._session.run(list(outputs), dict(feeds), self._shrink if shrink else None)
+        results: list[NDArray[Any]] = self._session.run(
+            list(outputs), dict(feeds), self._shrink if shrink else self._plain
+        )
         return results
 
 

@@ -22,34 +22,40 @@ PADDING_NAMES = ("[PAD]", "<pad>", "<|endoftext|>")
 class TextTokenizer:
     """Turns queries and documents into token ids, cut to the model's limits.
 
-    A text that is too long loses its end; a query with history loses the oldest history first, since the query itself
-    comes last. Threads may share one object.
+    A text that is too long loses its end. Queries of a model with history lose their beginning, the oldest history
+    first, since the query itself comes last; they do so whether or not there is a history, as in training. Threads may
+    share one object.
     """
 
     def __init__(self, file: Path, settings: TextSettings) -> None:
         self.settings = settings
-        self._query = _load(file, settings.max_query_tokens, "right")
-        self._history = _load(file, settings.max_query_tokens, "left")
+        self._query = _load(file, settings.max_query_tokens, "left" if settings.history_count else "right")
         self._document = _load(file, settings.max_document_tokens, "right")
         self.pad_id = _pad_id(self._query)
 
     def queries(self, texts: Sequence[str], histories: Sequence[Sequence[str]] | None = None) -> list[list[int]]:
         """Return the ids of each query; `histories` holds each query's past titles, oldest first."""
         if histories is None or self.settings.history_count == 0:
-            return _encode(self._query, [query_text(text, (), self.settings) for text in texts], "query")
+            histories = [()] * len(texts)
         if len(histories) != len(texts):
             raise ValueError(f"{len(histories)} histories for {len(texts)} queries: give one each, empty where none")
         pairs = zip(texts, histories, strict=True)
-        return _encode(self._history, [query_text(text, past, self.settings) for text, past in pairs], "query")
+        return _encode(self._query, [query_text(text, past, self.settings) for text, past in pairs], "query")
 
     def documents(self, documents: Sequence[tuple[str, str]]) -> list[list[int]]:
         """Return the ids of each document, given as (title, text)."""
         return _encode(self._document, [document_text(*document, self.settings) for document in documents], "document")
 
-    def pad(self, rows: Sequence[Sequence[int]], multiple: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return ids and attention mask (Q, S) int64; S is the longest row, rounded up to a multiple."""
+    def pad(
+        self, rows: Sequence[Sequence[int]], multiple: int = 1, most: int | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return ids and attention mask (Q, S) int64; S is the longest row, rounded up to a multiple, not past `most`.
+
+        An encoder may have no positions beyond its limit, even for padding.
+        """
         longest = max(map(len, rows), default=0)
-        longest = -(-longest // multiple) * multiple
+        rounded = -(-longest // multiple) * multiple
+        longest = rounded if most is None else max(longest, min(rounded, most))
         ids_QS = np.full((len(rows), longest), self.pad_id, np.int64)
         mask_QS = np.zeros_like(ids_QS)
         for row, ids in enumerate(rows):

@@ -4,7 +4,10 @@ Shapes: Q queries, W words, K results, S shortlisted documents of a query.
 
 It is opt-in because it is not exact: a document whose prefix is too far never meets its remaining words. How often
 that happens depends on the corpus, so `measure_cascade_recall` measures it there. On random codes a shortlist of 1 %
-after a third of the words keeps .73 of the top 10; codes whose early words carry more keep .97 and above.
+after a third of the words keeps .73 of the top 10; codes whose early words carry more keep .97 and above. It
+pays where few documents are kept of long codes: one query against a million codes of 18 words was four times as fast as
+the exact scan with a shortlist of a thousandth, and slower from a hundredth on, since keeping a long shortlist sorted
+costs more than reading the rest of the codes.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import numpy.typing as npt
 from service.model.layout import CodeError
 from service.search.hamming import HammingIndex, Nearest, check_queries, hamming_topk
 
-QUERIES_A_PASS = 32  # bounds the shortlists held at a time
+CANDIDATES_A_PASS = 1 << 21  # bounds the shortlists held at a time, some 40 bytes a candidate
 
 
 def cascade_topk(
@@ -51,8 +54,8 @@ def cascade_topk(
         raise CodeError(f"the share of candidates must lie in (0, 1], got {share}")
     queries_QW = check_queries(index, queries_QW, index.words)
     shortlisted = max(k, math.ceil(share * index.documents))
-    starts = range(0, max(1, len(queries_QW)), QUERIES_A_PASS)
-    passes = [queries_QW[first : first + QUERIES_A_PASS] for first in starts]
+    step = max(1, CANDIDATES_A_PASS // shortlisted)
+    passes = [queries_QW[first : first + step] for first in range(0, max(1, len(queries_QW)), step)]
     parts = [_rescan(index, part, k, words, hamming_topk(index, part, shortlisted, words, eligible)) for part in passes]
     return Nearest(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 

@@ -50,7 +50,7 @@ class HammingOptions:
         dims: Matryoshka prefix that is compared; None for the whole code.
         eligible: the documents that may be found; None for all.
         oversampling: rank so many times `top_k` candidates by cosine, 1 to 100; None ranks by distance.
-        cascade: first stage of a cascade, which is faster and not exact; None scans whole codes.
+        cascade: first stage of a cascade, which is not exact, and faster where few are kept; None scans whole codes.
 
     Raises:
         ValueError: a value is outside of its range, or a cascade is asked to compare a prefix only.
@@ -151,7 +151,7 @@ class CodeSearch:
             index.warm_up()
             query_1W = np.zeros((1, index.words), np.uint64)
             if self._has_cascade(level):
-                cascade_topk(index, query_1W, 1, self.layouts[level].prefix_words[0], 1.0)
+                cascade_topk(index, query_1W, 1, self.layouts[level].prefix_words[0], 1e-9)
 
     def close(self) -> None:
         """Stop the threads."""

@@ -4,8 +4,8 @@ Shapes: Q queries, N documents, W words, G blocks of V = 32 documents, K results
 
 The k nearest documents of each query by Hamming distance, ties by document order (the smaller position first): always
 the answer of a brute-force search. The blocks are split over a thread pool of our own; each thread runs a serial kernel
-that releases the GIL. Memory beyond the mapped codes does not depend on N: candidate buffers of at most
-`BUFFER_BYTES` a thread, and the results.
+that releases the GIL. Memory beyond the mapped codes does not depend on N: candidate buffers of `BUFFER_BYTES`
+a thread (of four queries, where those of many results are larger), and the results.
 """
 
 from __future__ import annotations
@@ -127,9 +127,13 @@ class HammingIndex:
         hamming_topk(self, np.zeros((5, self.words), np.uint64), 1)  # five queries: a group of four and a single one
 
     def run(self, work: Callable[[], Words], workers: int) -> list[Words]:
-        """Run the same work on several threads, this one included."""
+        """Run the same work on several threads, this one included.
+
+        All of them draw from one heap of work, so a thread that has not begun when this one ends has nothing to do: it
+        is busy with another search, which nobody waits for here.
+        """
         futures = [self._pool.submit(work) for _ in range(workers - 1)] if self._pool is not None else []
-        return [work(), *(future.result() for future in futures)]
+        return [work(), *(future.result() for future in futures if not future.cancel())]
 
 
 def hamming_topk(

@@ -82,9 +82,9 @@ class Pipeline:
         if not queries:
             return []
         options = options or SearchOptions()
-        self.check_scoring(options.scoring)
+        decodes = self.check_scoring(options.scoring) != "geometric" and options.mode != "hamming"
         clock = StageClock()
-        encoded = self.encoder.encode_queries(queries, histories)
+        encoded = self.encoder.encode_queries(queries, histories, memory=decodes)
         clock.lap("encode")
         return self.answer(encoded, options, clock)
 

@@ -27,6 +27,7 @@ from service.search.walk import Beams
 Ranking = Literal["lexicographic", "cosine", "fused"]
 RANKINGS: tuple[str, ...] = get_args(Ranking)
 _LEXICOGRAPHIC, _COSINE, _FUSED = range(3)
+_REACH_ROUNDING = 1e-6  # a leaf's reach and its document's cosine are one product, summed in two orders
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ def rank(
         eligible: the documents that may be returned.
 
     Raises:
-        ValueError: no such ranking, `top_k` below 1, or vectors of other dimensions.
+        ValueError: no such ranking, `top_k` below 1, vectors of other dimensions, or a filter over other documents.
 
     Costs one product per document expanded; `lexicographic` expands beams only until K documents are found.
     """
@@ -82,6 +83,8 @@ def rank(
             f"query vectors are {vectors_QD.dtype} of shape {vectors_QD.shape}, "
             f"expected float32 of ({len(beams.size_Q)}, {vectors_ND.shape[1]})"
         )
+    if eligible is not None and eligible.documents != len(vectors_ND):
+        raise ValueError(f"the filter is over {eligible.documents} documents, the index has {len(vectors_ND)}")
     top_k = min(top_k, len(vectors_ND))
     words_W = frozen(np.zeros(0, np.uint64) if eligible is None else eligible.words_W)
     ranks_W = frozen(np.zeros(0, np.uint32) if eligible is None else eligible.ranks_W)
@@ -120,7 +123,8 @@ def _rank_all(
         found, vector_D = np.int64(0), vectors_QD[query]
         for beam in range(size_Q[query]):
             score = score_QB[query, beam]
-            if ranking == _LEXICOGRAPHIC and found == len(best.primary) and score < best.primary[0]:
+            full = found == len(best.primary)
+            if ranking == _LEXICOGRAPHIC and full and score + reach_weight * _REACH_ROUNDING < best.primary[0]:
                 break
             base, lo, hi = score - geometry_QB[query, beam], lo_QB[query, beam], hi_QB[query, beam]
             for document in range(lo, hi):

@@ -8,9 +8,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
-GATHER_ROWS = 4096  # vectors read together
+from service.search.kernel import KERNEL
+from service.search.scores import dot_row
+from service.search.tables import frozen
 
 
 class Neighbours(NamedTuple):
@@ -50,12 +53,26 @@ def rescore(
 def cosines_of(
     positions_C: NDArray[np.int64], vector_D: NDArray[np.float32], vectors_ND: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return the cosines (C,) of some documents to one query; memory is bounded, whatever C is."""
-    starts = range(0, len(positions_C), GATHER_ROWS)
-    parts = [vectors_ND[positions_C[start : start + GATHER_ROWS]] @ vector_D for start in starts]
-    return np.concatenate([np.zeros(0, np.float32), *parts])
+    """Return the cosines (C,) float32 of some documents to one query: those that the walk gives them, to the last bit.
+
+    A product of matrices would give equal documents unequal cosines, by the place where they stand.
+    """
+    cosines_C = np.empty(len(positions_C), np.float32)
+    _fill_cosines(frozen(positions_C), frozen(vector_D), frozen(vectors_ND), cosines_C)
+    return cosines_C
 
 
 def best_by_cosine(positions_C: NDArray[np.int64], cosines_C: NDArray[np.float32], top_k: int) -> NDArray[np.int64]:
     """Return the rows of the `top_k` greatest cosines, greatest first, ties by document order."""
     return np.lexsort((positions_C, -cosines_C))[:top_k]
+
+
+@njit(**KERNEL)
+def _fill_cosines(
+    positions_C: NDArray[np.int64],
+    vector_D: NDArray[np.float32],
+    vectors_ND: NDArray[np.float32],
+    cosines_C: NDArray[np.float32],
+) -> None:
+    for place in range(len(positions_C)):
+        cosines_C[place] = dot_row(vectors_ND, positions_C[place], vector_D)

@@ -105,7 +105,10 @@ def test_the_page_has_every_cell_and_verdict(study: tuple[dict[str, Any], Path],
     write_report(PLAN, study[0], tmp_path / "page.md", "a command")
     page = (tmp_path / "page.md").read_text()
     assert "4 of 4 trainings are done" in page
-    assert "| 1 HHQ gives more documents an ID of their own than RQ-KMeans | " in page
+    (claim,) = [line for line in page.splitlines() if line.startswith("| 1 HHQ gives more documents an ID")]
+    assert "| hhq / rq_kmeans: p_unique |" in claim
+    assert claim.count("±") == 2
+    assert claim.endswith(("**same sign** |", "**opposite** |", "**within noise** |", "**equal** |"))
     rows = [line for line in page.splitlines() if line.startswith(("| hhq | 2 |", "| rq_kmeans | 2 |"))]
     assert len(rows) == 6, "both cells, in all three tables"
     assert all("±" in row for row in rows), rows

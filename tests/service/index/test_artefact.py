@@ -207,7 +207,7 @@ def test_a_crash_between_the_two_renames_is_undone_by_the_next_writer(tmp_path: 
     first = make(tmp_path / "model")
     (tmp_path / "model").rename(tmp_path / ".model.abcd_123.old")
     with pytest.raises(ArtefactError, match="exists"):
-        make(tmp_path / "model", "new ")
+        make(tmp_path / "model", "new ", spoil=lambda _: pytest.fail("refused before any work is done"))
     verify_files(tmp_path / "model", first)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +164,19 @@ def test_damaged_nodes_are_found_by_verification(attribute: str, place: int | tu
     getattr(trie, attribute)[place] = value
     with pytest.raises(ValueError, match=r"build the bundle again|index the corpus"):
         verify_trie(trie, 5)
+
+
+def test_siblings_with_one_token_are_refused() -> None:
+    trie, _ = build_trie(np.array([[0, 3], [1, 3], [1, 4], [2, -1]], np.int32))
+    verify_trie(trie, 5)
+    for node in (2, 3):
+        spoilt = replace(trie, token_M=trie.token_M.copy())
+        spoilt.token_M[node] = spoilt.token_M[node - 1]
+        with pytest.raises(ValueError, match=f"node {node} repeats a token"):
+            verify_trie(spoilt, 5)
+
+
+def test_nodes_deeper_than_the_sids_are_refused() -> None:
+    trie, _ = build_trie(np.array([[0, 3], [1, 3], [1, 4]], np.int32))
+    with pytest.raises(ValueError, match=r"the nodes are 2 deep, sids\.npy has 1 levels"):
+        verify_trie(replace(trie, sids_NL=np.ascontiguousarray(trie.sids_NL[:, :1])), 5)

@@ -118,3 +118,17 @@ def test_vectors_that_are_no_unit_vectors_are_refused(model: Model, tmp_path: Pa
     broken = Encoder(tmp_path / "encoder.onnx", tmp_path / "tokenizer.json", model.manifest.text, 1)
     with pytest.raises(ModelError, match=words):
         broken.encode_queries(["north"])
+
+
+def test_vectors_alone_are_the_same_vectors(encoder: Encoder) -> None:
+    whole, alone = encoder.encode_queries(TEXTS[:2]), encoder.encode_queries(TEXTS[:2], memory=False)
+    np.testing.assert_array_equal(alone.vectors_QD, whole.vectors_QD)
+    assert whole.memory
+    assert alone.memory == {}
+
+
+def test_padding_stops_at_the_models_limit(encoder: Encoder) -> None:
+    ids_QS, _ = encoder.tokenizer.pad([[1] * 77], 8, 77)
+    assert ids_QS.shape == (1, 77)
+    assert encoder.tokenizer.pad([[1] * 70], 8, 77)[0].shape == (1, 72)
+    assert encoder.tokenizer.pad([[1] * 80], 8, 77)[0].shape == (1, 80)

@@ -132,6 +132,18 @@ def test_external_data_is_found_wherever_a_tensor_may_stand(place: str) -> None:
     assert has_external_data(nested_models()[place].SerializeToString())
 
 
+def test_external_data_does_not_hide_behind_bits_that_protobuf_drops() -> None:
+    model = adder([external(weight())])
+    graph = model.graph.SerializeToString()
+    model.ClearField("graph")
+    key = b"\xba\x80\x80\x80\x10"  # field 7, bytes, and bit 32, which protobuf's readers never see
+    assert len(graph) < 2**14
+    size = bytes([len(graph) & 127 | 128, len(graph) >> 7])
+    hidden = model.SerializeToString() + key + size + graph
+    with pytest.raises(ValueError, match="32 bits"):
+        has_external_data(hidden)
+
+
 def test_the_word_location_alone_is_no_external_data() -> None:
     model = adder([numpy_helper.from_array(np.frombuffer(b"location" * 2, np.float32).copy(), "w")])
     model.metadata_props.add(key="location", value="weights.bin")

@@ -88,6 +88,16 @@ def test_a_long_history_loses_its_oldest_words_and_never_the_query(history_model
     assert "mast" in words
 
 
+def test_a_model_with_history_cuts_queries_alike_whether_they_have_one(history_model_folder: Path) -> None:
+    model = open_model(history_model_folder)
+    tokenizer = TextTokenizer(model.tokenizer_file, model.manifest.text)
+    long = "north " + "wind " * 50 + "south"
+    without = tokenizer.queries([long])
+    assert without == tokenizer.queries([long], [[]])
+    plain = Tokenizer.from_file(str(model.tokenizer_file))
+    assert without[0][-2] == plain.token_to_id("south")
+
+
 def test_histories_must_be_one_for_each_query(history_model_folder: Path) -> None:
     model = open_model(history_model_folder)
     tokenizer = TextTokenizer(model.tokenizer_file, model.manifest.text)

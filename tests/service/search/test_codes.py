@@ -19,6 +19,7 @@ from service.index.bundle import open_bundle
 from service.model.adapter import AdapterInfo, load_adapter, save_adapter
 from service.model.layout import LEVELS, CodeError, code_layout
 from service.model.packing import pack_values
+from service.search import cascade
 from service.search.codes import Cascade, CodeSearch, HammingOptions, padding_mask, unit_vectors
 from service.search.filters import DocumentFilter
 from service.search.pipeline import Pipeline, SearchOptions
@@ -106,6 +107,24 @@ def test_cosines_are_those_of_one_product_however_many_are_gathered(codes: CodeS
     assert len(cosines_of(positions[:0], vectors_QD[0], codes.vectors_ND)) == 0
 
 
+@given(dims=st.integers(1, 400), copies=st.integers(1, 40), seed=st.integers(0, 99))
+def test_equal_documents_have_equal_cosines_wherever_they_stand(dims: int, copies: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    row, query = rng.normal(size=(2, dims)).astype(np.float32)
+    found = cosines_of(np.arange(copies), query, np.tile(row, (copies, 1)))
+    assert len(set(found.tolist())) == 1
+
+
+def test_a_cascade_is_cut_into_passes(
+    codes: CodeSearch, vectors_QD: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = HammingOptions(2, "1", cascade=Cascade(8, 0.5))
+    whole = codes.nearest(codes.pack(vectors_QD, "1"), options)
+    monkeypatch.setattr(cascade, "CANDIDATES_A_PASS", DOCUMENTS)
+    for one, other in zip(whole, codes.nearest(codes.pack(vectors_QD, "1"), options), strict=True):
+        assert one.positions_K.tolist() == other.positions_K.tolist()
+
+
 def test_cascade_with_everything_shortlisted_is_exact(codes: CodeSearch, vectors_QD: np.ndarray) -> None:
     queries = codes.pack(vectors_QD, "hybrid")
     exact = codes.nearest(queries, HammingOptions(9, "hybrid"))
@@ -155,7 +174,12 @@ def test_modes_rank_the_union_of_candidates_by_cosine(
 def test_hybrid_encodes_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     encode = pipeline.encoder.encode_queries
-    monkeypatch.setattr(pipeline.encoder, "encode_queries", lambda *given: (calls.append(1), encode(*given))[1])
+
+    def counted(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        return encode(*given, **named)
+
+    monkeypatch.setattr(pipeline.encoder, "encode_queries", counted)
     (answer,) = pipeline.search(QUERIES[:1], SearchOptions(mode="hybrid", explain=True))
     assert len(calls) == 1
     assert set(answer.timings_seconds) == {"encode", "decode", "walk", "hamming", "rank", "documents"}

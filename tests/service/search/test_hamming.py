@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -104,6 +105,18 @@ def test_threads_give_the_answers_of_one(kernel: KernelName, threads: int, monke
     codes, queries = random_codes(rng, 4_001, 3, ties=True), random_codes(rng, 7, 3, ties=True)
     with HammingIndex.from_codes(codes, kernel=kernel, threads=threads) as index:
         assert_same(hamming_topk(index, queries, 60), brute_force(codes, queries, 60))
+
+
+def test_a_search_does_not_wait_for_threads_that_are_busy_with_another() -> None:
+    codes_NW = random_codes(np.random.default_rng(3), 100_000, 4)
+    with HammingIndex.from_codes(codes_NW, threads=2) as index:
+        assert index._pool is not None
+        release = threading.Event()
+        busy = index._pool.submit(release.wait, 60)
+        found = hamming_topk(index, codes_NW[:3], 1)
+        assert not busy.done()
+        release.set()
+    assert found.positions_QK[:, 0].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("k", [1, 1000, 10_000])

@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from service.index.regions import build_regions
+from service.index.trie import build_trie
 from service.search.filters import DocumentFilter
 from service.search.ranking import RANKINGS, Ranking, rank
-from service.search.walk import Beams
+from service.search.tables import WalkTables
+from service.search.walk import Beams, walk
 
 D = 4
 
@@ -112,3 +115,32 @@ def test_bad_arguments_are_refused() -> None:
         rank(beams, "cosine", 0, vectors, vectors)
     with pytest.raises(ValueError, match=r"expected float32 of \(1, 4\)"):
         rank(beams, "cosine", 1, vectors[:, :2], vectors)
+
+
+def test_a_filter_of_other_documents_is_refused() -> None:
+    documents = grid_vectors(np.random.default_rng(0), 6)
+    with pytest.raises(ValueError, match="the filter is over 5 documents, the index has 6"):
+        rank(
+            make_beams([(0, 6, 0.0)]),
+            "cosine",
+            3,
+            documents[:1],
+            documents,
+            1.0,
+            DocumentFilter.from_mask(np.ones(5, bool)),
+        )
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_first_of_few_is_the_first_of_many(seed: int) -> None:
+    """Documents so near each other that sums in another order change their places."""
+    rng = np.random.default_rng(seed)
+    centre = rng.normal(size=(1, 384))
+    near_ND = centre + rng.normal(size=(12, 384)) * 1e-6
+    near_ND = (near_ND / np.linalg.norm(near_ND, axis=1, keepdims=True)).astype(np.float32)
+    query = (centre / np.linalg.norm(centre)).astype(np.float32)
+    trie, _ = build_trie(np.arange(12, dtype=np.int32)[:, None])
+    tables = WalkTables(trie, near_ND, build_regions(trie, near_ND), (0, 12))
+    beams = walk(tables, "geometric", "constrained", 12, query, None)
+    few, many = (rank(beams, "lexicographic", top_k, query, near_ND).position_QK[0] for top_k in (1, 12))
+    assert few[0] == many[0]

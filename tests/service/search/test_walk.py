@@ -348,6 +348,35 @@ def test_explained_levels_add_up_to_the_score(scoring: Scoring) -> None:
             assert walked.sum() == pytest.approx(score)
 
 
+def test_explained_levels_under_full_are_those_of_every_token() -> None:
+    """A SID that stands alone is walked on to its last token, and nothing is noted behind that."""
+    world = make_world(3, 60, 3, 4, 2, variable=True, wide=False)
+    beams = world.run("generative", "full", 60, filtered=False, explain=True)
+    assert beams.levels_QBL is not None
+    oracle = Oracle(world, "generative", "full", 1)
+    lengths = set()
+    for beam, (sid, score) in enumerate(found_sids(world, beams, 1)):
+        expected = [oracle.log_probability(sid[: level + 1]) for level in range(len(sid))]
+        np.testing.assert_allclose(beams.levels_QBL[1, beam], expected + [np.nan] * (4 - len(sid)), atol=TOLERANCE)
+        assert sum(expected) == pytest.approx(score, abs=TOLERANCE)
+        lengths.add(len(sid))
+    assert lengths == {1, 2, 3, 4}
+
+
+def test_a_finished_beam_stays_before_a_child_of_equal_score_and_larger_number() -> None:
+    """Node 1 (token 0) has an end and one child, node 3; node 2 (token 1) is finished; all have probability 1/2."""
+    table = np.array([[0, -1], [0, 2], [1, 2]], np.int32)
+    trie, _ = build_trie(table)
+    vectors = unit(np.random.default_rng(0).normal(size=(3, D)))
+    flat = WalkTables(
+        trie, vectors, build_regions(trie, vectors), (0, 2, 3), unit(np.ones((4, E))), np.zeros(3, np.float32)
+    )
+    decoder = FakeDecoder(np.ones((1, E)), np.eye(E))
+    beams = walk(flat, "generative", "constrained", 2, vectors[:1], decoder)
+    assert beams.score_QB[0].tolist() == pytest.approx([np.log(0.5)] * 2)
+    assert beams.node_QB[0].tolist() == [1, 2]
+
+
 def test_equal_scores_are_ordered_by_node_number() -> None:
     world = make_world(5, 200, 6, 3, 1, variable=False, wide=False)
     tables = world.tables
