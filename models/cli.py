@@ -44,7 +44,8 @@ def train(
         from models.retriever.train import run
 
         if "quantisation" in read_table(recipe)[1]:
-            _train_adapter(data, out, recipe, model, resume)
+            _refuse_for_adapter({"--encoder": encoder, "--device": device != "cpu", "--history": history})
+            _train_adapter(data, out, recipe, model, resume, seed)
             return
         chosen = load_recipe(recipe)
         if encoder:
@@ -55,10 +56,24 @@ def train(
     Console().print(f"{trained}\n[dim]next:[/dim] rhumb index --model {trained} --corpus {data[0]} --out BUNDLE")
 
 
-def _train_adapter(data: list[Path], out: Path, recipe: str, model: Path | None, resume: bool) -> None:
+def _refuse_for_adapter(given: dict[str, str | bool | int]) -> None:
+    """Refuse by name the options of `train` that mean nothing to an adapter's recipe."""
+    remedies = {
+        "--encoder": "give --model, whose encoder makes the vectors, or data with vectors of your encoder",
+        "--device": "leave it out: an adapter is trained on the CPU",
+        "--history": "leave it out: an adapter learns from queries as they are, without earlier items",
+    }
+    for option, value in given.items():
+        if value:
+            raise typer.BadParameter(f"{option} is not for recipes of adapters (qama): {remedies[option]}")
+
+
+def _train_adapter(
+    data: list[Path], out: Path, recipe: str, model: Path | None, resume: bool, seed: int | None
+) -> None:
     from models.qama.train import run
 
-    Console().print(str(run(recipe, data, out, resume, model=model)))
+    Console().print(str(run(recipe, data, out, resume, model=model, seed=seed)))
 
 
 def evaluate(

@@ -89,14 +89,23 @@ def log_softmax(logits: FloatArray) -> FloatArray:
 
 
 def valid_share(tokens_QBL: NDArray[np.int64], valid: set[tuple[int, ...]], widths: Sequence[int]) -> dict[int, float]:
-    """Give, for each width, the share of the first so many beams that are semantic IDs of the index.
+    """Give, for each width, the share of the first so many beams that are semantic IDs of the index, each counted once.
 
-    There is no end token: a sequence counts as valid when it, or a beginning of it, is a whole semantic ID.
+    There is no end token: a sequence stands for the shortest beginning of it that is a whole semantic ID. What follows
+    means nothing, so sequences that differ only there are one ID written twice, and a short ID gains nothing by them.
     """
     lengths = sorted({len(sid) for sid in valid})
-    hit_QB = np.array([[_is_valid(row, valid, lengths) for row in rows] for rows in tokens_QBL.tolist()])
+    hit_QB = np.array([_first_of_each(rows, valid, lengths) for rows in tokens_QBL.tolist()])
     return {width: float(hit_QB[:, :width].mean()) for width in widths}
 
 
-def _is_valid(row: list[int], valid: set[tuple[int, ...]], lengths: Sequence[int]) -> bool:
-    return any(tuple(row[:length]) in valid for length in lengths)
+def _first_of_each(rows: list[list[int]], valid: set[tuple[int, ...]], lengths: Sequence[int]) -> list[bool]:
+    """Mark the beams of a query that write a semantic ID which no better beam wrote."""
+    written: set[tuple[int, ...]] = set()
+    marks = []
+    for row in rows:
+        sid = next((tuple(row[:length]) for length in lengths if tuple(row[:length]) in valid), None)
+        marks.append(sid is not None and sid not in written)
+        if sid is not None:
+            written.add(sid)
+    return marks

@@ -10,7 +10,10 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from models.data import Qrels
+from models.popularity import head_mask
 
 PAPER_DEPTHS = (500, 1000, 2000)
 DEEPEST_SHARE = 0.1  # of the corpus: a result list of more than this hardly selects
@@ -77,18 +80,16 @@ def measure_deep(run: Run, qrels: Qrels, depths: Sequence[int]) -> DeepMeasures:
 
 
 def head_documents(interactions: Mapping[str, int], documents: Sequence[str], share: float) -> set[str]:
-    """Give the head: the `share` of the documents with most interactions; ties go to the earlier document.
+    """Give the head: about a `share` of the documents, those with most interactions (see `head_mask`).
 
     Args:
         interactions: document id → count; documents without one count zero.
         documents: all document ids.
-        share: above 0 and below 1; at least one document is head.
+        share: above 0 and below 1.
 
     Raises:
         ValueError: a share outside its range, or interactions of unknown documents.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"the head's share is {share}, must be above 0 and below 1")
     known = set(documents)
     unknown = [document for document in interactions if document not in known]
     if unknown:
@@ -96,8 +97,8 @@ def head_documents(interactions: Mapping[str, int], documents: Sequence[str], sh
             f"interactions name {len(unknown)} of {len(interactions)} documents that are not among the "
             f"{len(documents)} of the corpus, e.g. {', '.join(map(repr, unknown[:3]))}: count them on this corpus"
         )
-    ordered = sorted(documents, key=lambda document: -interactions.get(document, 0))
-    return set(ordered[: max(1, round(share * len(documents)))])
+    is_head_N = head_mask(np.array([interactions.get(document, 0) for document in documents]), share)
+    return {document for document, is_head in zip(documents, is_head_N, strict=True) if is_head}
 
 
 def split_qrels(qrels: Qrels, head: Collection[str]) -> dict[str, Qrels]:

@@ -70,6 +70,30 @@ def hits_by_popularity(
     return [_bucket(frequency_N, bucket_N == b, document_Q, hit_Q) for b in np.unique(bucket_N)]
 
 
+def head_mask(frequency_N: NDArray[np.integer[Any]], share: float) -> NDArray[np.bool_]:
+    """Mark the head: about a `share` of the documents, those that are asked for most.
+
+    Documents of one frequency are never parted, since any order among them would be chance: the head ends at the
+    frequency that brings it nearest to the share, or holds the most frequent alone.
+
+    Args:
+        frequency_N: how often each document is asked for.
+        share: above 0 and below 1.
+
+    Raises:
+        ValueError: no documents, or a share outside its range.
+    """
+    if not len(frequency_N) or not 0 < share < 1:
+        raise ValueError(
+            f"the head is a share above 0 and below 1 of some documents, got {share} of {len(frequency_N)}"
+        )
+    frequencies, counts = np.unique(frequency_N, return_counts=True)
+    head_sizes = np.cumsum(counts[::-1])[::-1]  # documents at or above each frequency
+    least = frequencies[np.argmin(np.abs(head_sizes - share * len(frequency_N)))]
+    mask: NDArray[np.bool_] = frequency_N >= least
+    return mask
+
+
 def _bucket(
     frequency_N: NDArray[np.integer[Any]],
     inside_N: NDArray[np.bool_],

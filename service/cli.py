@@ -51,13 +51,14 @@ def serve(
     if settings.bundle is None:
         raise typer.BadParameter("give a bundle's folder, or set RHUMB_BUNDLE; `rhumb demo` needs none")
     folder = settings.bundle
+    from service.http.server import address
 
     def open_it() -> Bundle:
         from service.index.bundle import open_bundle
 
         return open_bundle(folder)
 
-    _serve(settings, open_it, lambda port: logger.info("serving %s on http://%s:%d", folder, settings.host, port))
+    _serve(settings, open_it, lambda port: logger.info("serving %s on %s", folder, address(settings.host, port)))
 
 
 def demo(
@@ -70,6 +71,7 @@ def demo(
 ) -> None:
     """Serve this Python's standard library documentation: ask in your own words."""
     from service.demo import curl_command, library_name, open_demo_bundle, shipped_model
+    from service.http.server import address
 
     settings = load_settings(host=host, port=port, threads=threads)
 
@@ -83,7 +85,7 @@ def demo(
         return
 
     def announce(port: int) -> None:
-        typer.echo(f"\nThe {library_name()} answers on http://{settings.host}:{port} (its API: /docs). Ask it:\n")
+        typer.echo(f"\nThe {library_name()} answers on {address(settings.host, port)} (its API: /docs). Ask it:\n")
         typer.echo(f"  {curl_command(settings.host, port)}\n")
 
     _serve(settings, open_it, announce)
@@ -98,6 +100,8 @@ def _serve(settings: Settings, open_it: Callable[[], Bundle], announce: Callable
     configure_logging(settings.log_level, settings.log_format)
     for warning in find_unknown_variables(os.environ):
         logger.warning(warning)
+    if settings.metrics_port is not None:
+        bind(settings.host, settings.metrics_port, "RHUMB_METRICS_PORT").close()
     with bind(settings.host, settings.port) as bound:
         bundle = open_it()
         pipeline = Pipeline(bundle, settings.threads, settings.device)
@@ -157,8 +161,9 @@ def main() -> None:
 
 
 def _is_for_the_user(error: Exception) -> bool:
-    """Our own exception classes speak to users, and so does a missing extra; anything else is a bug."""
-    return type(error).__module__.split(".")[0] in OUR_PACKAGES or _missing_extra(error) is not None
+    """Our own exception classes speak to users, and so do the system and a missing extra; anything else is a bug."""
+    ours = type(error).__module__.split(".")[0] in OUR_PACKAGES
+    return ours or isinstance(error, OSError) or _missing_extra(error) is not None
 
 
 def _message(error: Exception) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from service import stdlib_corpus
+from service.http.server import address
 from service.index.artefact import ArtefactError
 from service.index.build import build_bundle
 from service.index.bundle import Bundle, open_bundle, open_model
@@ -53,7 +54,7 @@ def open_demo_bundle(model: Path, cache_folder: Path, threads: int, rebuild: boo
 
     Raises:
         ArtefactError: the model cannot be used.
-        DemoError: the corpus cannot be collected.
+        DemoError: the corpus cannot be collected, or the cache folder not be written to.
     """
     folder = cache_folder / "demo" / demo_key(open_model(model).manifest.digest)
     if not rebuild:
@@ -61,7 +62,10 @@ def open_demo_bundle(model: Path, cache_folder: Path, threads: int, rebuild: boo
             return open_bundle(folder)
         except ArtefactError:
             shutil.rmtree(folder, ignore_errors=True)  # our own cache: absent, or damaged
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DemoError(f"'{folder.parent}' cannot be made ({error.strerror}): set RHUMB_CACHE_DIR") from None
     with collected_corpus() as corpus:
         build_bundle(model, read_corpus(corpus), folder, threads=threads, replace=True, corpus=library_name())
     return open_bundle(folder)
@@ -120,6 +124,6 @@ def _collect(output: int, folder: Path) -> None:
 
 def curl_command(host: str, port: int) -> str:
     """Return a command line that asks the running demo."""
-    address = f"[{host}]" if ":" in host else re.sub(r"^0\.0\.0\.0$", "127.0.0.1", host)
+    host = re.sub(r"^0\.0\.0\.0$", "127.0.0.1", host)
     body = f'{{"query": "{EXAMPLE_QUERY}", "top_k": 5}}'
-    return f"curl -s http://{address}:{port}/v1/search -H 'content-type: application/json' -d '{body}'"
+    return f"curl -s {address(host, port)}/v1/search -H 'content-type: application/json' -d '{body}'"

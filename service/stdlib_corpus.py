@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-COLLECTOR_VERSION = 2  # part of the demo bundle's key: raise it when the corpus changes
 MAX_TEXT_CHARACTERS = 600
 MAX_PARAGRAPHS = 3
 SENTENCE = re.compile(r"(?<=[.:;])\s")

@@ -130,6 +130,32 @@ def test_health_check_is_python_that_compiles_and_notices() -> None:
     assert done.returncode != 0, "nothing listens on port 1"
 
 
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
+def test_health_check_is_as_the_service_says(status: int, healthy: bool) -> None:
+    """A service that is up but not ready is not healthy; anything but /readyz is answered by 404."""
+    asked = []
+
+    class Ready(FakeService):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(status if self.path == "/readyz" else 404)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+    command = json.loads(re.findall(r"HEALTHCHECK.*?CMD (\[.*?\])\n", DOCKERFILE, re.DOTALL)[0])
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ready) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            environment = {**os.environ, "RHUMB_PORT": str(server.server_port)}
+            done = subprocess.run([sys.executable, *command[1:]], capture_output=True, env=environment, timeout=30)
+        finally:
+            server.shutdown()
+            thread.join(10)
+    assert asked == ["/readyz"]
+    assert (done.returncode == 0) == healthy, done.stderr
+
+
 # ---------------------------------------------------------------- make, CI
 
 

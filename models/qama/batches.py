@@ -22,6 +22,7 @@ from models.unit import unit_rows
 from service.ops.progress import progress_bar
 
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 ROWS = 2048  # of the similarity matrix held at once while neighbours are looked for
 
 
@@ -59,11 +60,13 @@ class Batch:
         queries_QD: unit float32.
         documents_ND: unit float32, no document twice.
         positives_Q: column of each query's own document.
+        others_QN: documents that the train pairs hold relevant to a query beside its own; no negatives of eq. 14.
     """
 
     queries_QD: FloatArray
     documents_ND: FloatArray
     positives_Q: IntArray
+    others_QN: BoolArray
 
 
 class BatchSource:
@@ -94,7 +97,9 @@ class BatchSource:
         chosen, places = np.unique(np.concatenate([pairs[:, 1], owners, groups_GM.ravel()]), return_inverse=True)
         real = mixed[:0] if self.vectors.queries is None else self.vectors.queries[pairs[:, 0]]
         queries = np.concatenate([real, mixed])
-        return Batch(queries, self.vectors.documents[chosen], places[: len(queries)].astype(np.int64))
+        positives = places[: len(queries)].astype(np.int64)
+        others = self._others(pairs[:, 0], chosen, positives)
+        return Batch(queries, self.vectors.documents[chosen], positives, others)
 
     def _pairs(self, rng: np.random.Generator) -> IntArray:
         """Train pairs of the batch; none where there are no train queries."""
@@ -102,6 +107,16 @@ class BatchSource:
         if known is None:
             return np.zeros((0, 2), np.int64)
         return known[rng.integers(0, len(known), round(self.table.queries * self.table.real_share))]
+
+    def _others(self, asked: IntArray, chosen: IntArray, positives_Q: IntArray) -> BoolArray:
+        """Relevant documents beside the positive (Q, N); rows after those of the train queries `asked` have none."""
+        others_QN = np.zeros((len(positives_Q), len(chosen)), np.bool_)
+        if self.vectors.pairs is not None:
+            width = len(self.vectors.documents)  # a pair as one number
+            known = self.vectors.pairs @ (width, 1)
+            others_QN[: len(asked)] = np.isin(asked[:, None] * width + chosen, known)
+        others_QN[np.arange(len(positives_Q)), positives_Q] = False
+        return others_QN
 
     def _groups(self, rng: np.random.Generator, pairs: IntArray) -> IntArray:
         """Documents in rows of neighbours (G, M); one row of any documents where groups are off."""

@@ -1,10 +1,12 @@
-"""Checkpoints of an adapter's training: safetensors, replaced by one rename; no pickle."""
+"""Checkpoints of an adapter's training: safetensors and JSON, each replaced by one rename; no pickle."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -25,6 +27,13 @@ def fingerprint(recipe: AdapterRecipe, vectors: TrainVectors) -> str:
     for array in (vectors.documents, vectors.queries, vectors.pairs):
         digest.update(b"none" if array is None else repr(array.shape).encode() + array.tobytes())
     return digest.hexdigest()
+
+
+def save_json(path: Path, values: Any) -> None:
+    """Write plain values as JSON; a crash leaves the old file whole."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(values, indent=1))
+    os.replace(partial, path)
 
 
 def save_checkpoint(

@@ -60,8 +60,18 @@ def rank_disagreement(
     return (a + b - 2 * a * b).mean()
 
 
-def contrastive(student_QN: Tensor, positives_Q: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of each row's positive column against the others (eq. 14), mean over rows."""
+def contrastive(student_QN: Tensor, positives_Q: Tensor, temperature: float, others_QN: Tensor | None = None) -> Tensor:
+    """Cross-entropy of each row's positive column against the negatives (eq. 14), mean over rows.
+
+    Args:
+        student_QN: similarities of the codes or prefixes.
+        positives_Q: column of each row's own document.
+        temperature: τ.
+        others_QN: bool; columns that are relevant to a row as well. They are left out of its denominator, so that they
+            are not pushed away. The paper does not say what becomes of them; this is ours. None: there are none.
+    """
+    if others_QN is not None:
+        student_QN = student_QN.masked_fill(others_QN, -torch.inf)
     return F.cross_entropy(student_QN / temperature, positives_Q)
 
 

@@ -50,11 +50,10 @@ class Objective(nn.Module):
         both = self.adapter(torch.cat([queries, documents]))
         adapted = (both[: len(queries)], both[len(queries) :])
         self.thresholds.update(both if self.recipe.quantisation.thresholds_from == "both" else adapted[1])
-        positives = torch.from_numpy(batch.positives_Q)
         parts = dict.fromkeys(LOSSES, both.new_zeros(()))
         for share, similarities in self._representations(adapted, teacher_QN, step):
             for prefix, student_QN in enumerate(similarities):
-                self._add_similarity(parts, share, prefix, teacher_QN, student_QN, positives)
+                self._add_similarity(parts, share, prefix, teacher_QN, student_QN, batch)
         self._add_regularisers(parts, both, step / max(1, self.recipe.train.steps))
         total = torch.stack(list(parts.values())).sum()
         return total, {name: float(part.detach()) for name, part in parts.items()}
@@ -86,7 +85,7 @@ class Objective(nn.Module):
         return {level: share * len(used) / count for level, share in turn}
 
     def _add_similarity(
-        self, parts: dict[str, Tensor], share: float, prefix: int, teacher: Tensor, student: Tensor, positives: Tensor
+        self, parts: dict[str, Tensor], share: float, prefix: int, teacher: Tensor, student: Tensor, batch: Batch
     ) -> None:
         c = self.recipe.constants
         weights = {name: share * self.recipe.weight(name, prefix) for name in LOSSES}
@@ -99,7 +98,8 @@ class Objective(nn.Module):
             rank = losses.rank_disagreement(teacher, student, c.rank_sharpness, offsets)
             parts["rank"] = parts["rank"] + weights["rank"] * rank
         if weights["contrast"]:
-            contrast = losses.contrastive(student, positives, c.contrast_temperature)
+            positives, others = torch.from_numpy(batch.positives_Q), torch.from_numpy(batch.others_QN)
+            contrast = losses.contrastive(student, positives, c.contrast_temperature, others)
             parts["contrast"] = parts["contrast"] + weights["contrast"] * contrast
 
     def _add_regularisers(self, parts: dict[str, Tensor], both_BD: Tensor, progress: float) -> None:

@@ -1,7 +1,7 @@
 """The recipe of an adapter: a TOML file that is checked before anything runs.
 
 Every loss has its weight per prefix (eq. 8): a list with one number for each of `network.prefixes`, or one number
-for all. `paper.toml` beside `qama.toml` holds the setting of the paper.
+for all. `qama_paper.toml` beside `qama.toml` holds the setting of the paper.
 """
 
 from __future__ import annotations
@@ -175,6 +175,16 @@ class AdapterRecipe(Table):
                     f"losses.{name}: {len(weights)} weights for {len(self.network.prefixes)} prefixes; "
                     "give one for each, or one number for all"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _eq_18_has_thresholds(self) -> AdapterRecipe:
+        weights = [self.weight("quantization", prefix) for prefix in range(len(self.network.prefixes))]
+        if any(weights) and set(self.quantisation.levels) == {"0.5"}:
+            raise ValueError(
+                "losses.quantization: eq. 18 keeps single dimensions off their thresholds, and level 0.5 cuts pairs; "
+                "add level 1, 1.5 or 2 to quantisation.levels, or set the weight to 0"
+            )
         return self
 
     def weight(self, loss: str, prefix: int) -> float:

@@ -4,7 +4,8 @@
     python -m models.qama.study --data FOLDER --out runs/qama --quick    a few minutes, for a look and for tests
 
 Every trained adapter is a cell `OUT/<set>/<variant>/<seed>/`, with its scores beside it. A second call trains what is
-missing only; a cell whose recipe or data changed is trained anew. Training never sees test queries.
+missing only; a cell whose recipe or data changed is trained anew. Training never sees test queries: train queries that
+have the text of one are left out, and the tables say how many.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from pathlib import Path
 
 import torch
 
-from models.qama.measure import Score, baseline, float_baselines, measure
+from models.qama.batches import TrainVectors
+from models.qama.checkpoint import fingerprint, save_json
+from models.qama.measure import Judged, Score, baseline, float_baselines, measure
 from models.qama.recipe import AdapterRecipe, load_recipe, parse_recipe
 from models.qama.study_data import StudySet, load_set, subset
 from models.qama.study_plot import plot_quality
@@ -62,13 +65,14 @@ def run_study(data: Path, out: Path, plan: Plan, command: str, quiet: bool = Fal
         command: is named at the top of the tables.
         quiet: no progress bars.
     """
-    results = Results(command, plan.recipe.network.prefixes, {}, {}, {}, {v.key: v.title for v in plan.variants()})
     variants = plan.variants()
+    results = Results(command, plan.recipe.network.prefixes, {}, {}, {}, {}, {v.key: v.title for v in variants})
     with progress_bar("study", len(plan.sets) * len(variants) * plan.seeds, quiet) as advance:
         for name in plan.sets:
             found = load_set(data / name, out / "vectors")
             if plan.quick:
                 found = subset(found, QUICK["documents"], QUICK["queries"])
+            results.left_out[name] = found.left_out
             results.fp32[name] = baseline(found.test)
             results.floats[name] = float_baselines(found.test)
             for variant in variants:
@@ -84,7 +88,7 @@ def run_cell(data: StudySet, variant: Variant, seed: int, folder: Path) -> list[
     """Train and measure one adapter, or read what an earlier call measured; an interrupted one goes on."""
     recipe = with_seed(variant.recipe, seed)
     vectors = data.train if variant.queries else data.without_queries()
-    _keep_if_same(folder, _cell_fingerprint(recipe, data, variant.queries))
+    _keep_if_same(folder, _cell_fingerprint(recipe, vectors, data.test))
     path = folder / SCORES_NAME
     if path.is_file():
         return [Score(**score) for score in json.loads(path.read_text())]
@@ -93,7 +97,7 @@ def run_cell(data: StudySet, variant: Variant, seed: int, folder: Path) -> list[
     )
     scores = list(measure(Binarizer.open(adapter), data.test))
     (folder / CHECKPOINT_NAME).unlink(missing_ok=True)  # its moments are twice the adapter's size
-    path.write_text(json.dumps([score._asdict() for score in scores], indent=1))
+    save_json(path, [score._asdict() for score in scores])
     return scores
 
 
@@ -106,11 +110,12 @@ def _keep_if_same(folder: Path, print_: str) -> None:
         stamp.write_text(print_)
 
 
-def _cell_fingerprint(recipe: AdapterRecipe, data: StudySet, queries: bool) -> str:
-    digest = hashlib.sha256(recipe.model_dump_json().encode())
-    for array in (data.test.documents, data.test.queries):
+def _cell_fingerprint(recipe: AdapterRecipe, train: TrainVectors, test: Judged) -> str:
+    """Hex SHA-256 over the recipe, what it learns from and what it is measured on."""
+    digest = hashlib.sha256(fingerprint(recipe, train).encode())
+    for array in (test.documents, test.queries):
         digest.update(array.tobytes())
-    digest.update(repr((queries, None if data.train.pairs is None else data.train.pairs.tolist())).encode())
+    digest.update(repr([sorted(relevant.items()) for relevant in test.grades]).encode())
     return digest.hexdigest()
 
 

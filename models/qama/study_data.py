@@ -3,7 +3,8 @@
     FOLDER/<set>/docs.npy, queries_test.npy (with *.ids.txt), qrels/test.tsv, qrels/train.tsv, queries.jsonl
 
 Train queries come from queries_train.npy, or are encoded once with all-MiniLM-L6-v2 (the encoder that the vectors are
-from) and kept beside the results. Test queries are read for measuring only.
+from) and kept beside the results. Test queries are read for measuring only: a train query that has the text of a test
+query is left out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.data import read_qrels, read_queries
+from models.lines import refuse_unknown
 from models.qama.batches import TrainVectors, unit_vectors
 from models.qama.measure import Judged
 from models.qama.vectors import read_array, read_ids, train_pairs
@@ -27,11 +29,19 @@ MAX_TOKENS = 256
 
 @dataclass(frozen=True)
 class StudySet:
-    """One data set: what training sees, and what measuring sees."""
+    """One data set.
+
+    Attributes:
+        name: of its folder.
+        train: what training sees.
+        test: what measuring sees.
+        left_out: train queries that training does not see, because they have the text of a test query.
+    """
 
     name: str
     train: TrainVectors
     test: Judged
+    left_out: int
 
     def without_queries(self) -> TrainVectors:
         """What training sees where there are no train queries."""
@@ -39,7 +49,7 @@ class StudySet:
 
 
 def load_set(folder: Path, cache: Path) -> StudySet:
-    """Read a set.
+    """Read a set, without train queries whose text is a test query's but for case and white space.
 
     Args:
         folder: of the set; its name is the set's.
@@ -50,12 +60,15 @@ def load_set(folder: Path, cache: Path) -> StudySet:
     """
     document_ids = read_ids(folder / "docs.ids.txt")
     documents = unit_vectors(read_array(folder / "docs.npy"))
-    train_ids, train_queries = _train_queries(folder, cache)
-    pairs = train_pairs(folder, train_ids, document_ids)
-    test_queries = unit_vectors(read_array(folder / "queries_test.npy"))
-    grades = _grades(folder, read_ids(folder / "queries_test.ids.txt"), document_ids)
-    train = TrainVectors(documents, unit_vectors(train_queries), pairs)
-    return StudySet(folder.name, train, Judged(documents, test_queries, grades))
+    test_ids, test_queries = read_ids(folder / "queries_test.ids.txt"), read_array(folder / "queries_test.npy")
+    texts = {query.id: query.text for query in read_queries(folder / "queries.jsonl")}
+    train_ids, train_queries = _train_queries(folder, cache, texts)
+    refuse_unknown(folder / "queries.jsonl", "query", (*train_ids, *test_ids), texts)
+    kept = _unlike([texts[id_] for id_ in train_ids], [texts[id_] for id_ in test_ids])
+    pairs = train_pairs(folder, [train_ids[row] for row in kept], document_ids)
+    train = TrainVectors(documents, unit_vectors(train_queries[kept]), pairs)
+    test = Judged(documents, unit_vectors(test_queries), _grades(folder, test_ids, document_ids))
+    return StudySet(folder.name, train, test, len(train_ids) - len(kept))
 
 
 def subset(data: StudySet, documents: int, queries: int) -> StudySet:
@@ -72,24 +85,31 @@ def subset(data: StudySet, documents: int, queries: int) -> StudySet:
         pairs = np.array([(query, place[row]) for query, row in pairs.tolist() if row in place], np.int64)
     train = TrainVectors(kept, data.train.queries, pairs) if pairs is not None and len(pairs) else TrainVectors(kept)
     moved = [{place[row]: grade for row, grade in relevant.items()} for relevant in grades]
-    return StudySet(data.name, train, Judged(kept, data.test.queries[:queries], moved))
+    return StudySet(data.name, train, Judged(kept, data.test.queries[:queries], moved), data.left_out)
+
+
+def _unlike(train: list[str], test: list[str]) -> list[int]:
+    """Rows of the train texts that are no test text; case and white space count for nothing."""
+    asked = {" ".join(text.split()).casefold() for text in test}
+    return [row for row, text in enumerate(train) if " ".join(text.split()).casefold() not in asked]
 
 
 def _grades(folder: Path, query_ids: list[str], document_ids: list[str]) -> list[dict[int, int]]:
     row = {id_: i for i, id_ in enumerate(document_ids)}
     found: dict[str, dict[int, int]] = {}
-    for query, document, grade in read_qrels(folder / "qrels" / "test.tsv"):
-        if grade > 0:
-            found.setdefault(query, {})[row[document]] = grade
+    judged = [line for line in read_qrels(folder / "qrels" / "test.tsv") if line[2] > 0]
+    refuse_unknown(folder / "qrels" / "test.tsv", "corpus-id", (document for _, document, _ in judged), row)
+    for query, document, grade in judged:
+        found.setdefault(query, {})[row[document]] = grade
     return [found.get(id_, {}) for id_ in query_ids]
 
 
-def _train_queries(folder: Path, cache: Path) -> tuple[list[str], npt.NDArray[Any]]:
+def _train_queries(folder: Path, cache: Path, texts: dict[str, str]) -> tuple[list[str], npt.NDArray[Any]]:
     for home in (folder, cache / folder.name):
         if (home / "queries_train.npy").is_file():
             return read_ids(home / "queries_train.ids.txt"), read_array(home / "queries_train.npy")
     ids = list(dict.fromkeys(query for query, _, _ in read_qrels(folder / "qrels" / "train.tsv")))
-    texts = {query.id: query.text for query in read_queries(folder / "queries.jsonl")}
+    refuse_unknown(folder / "qrels" / "train.tsv", "query-id", ids, texts)
     vectors = encode_minilm([texts[id_] for id_ in ids])
     home = cache / folder.name
     home.mkdir(parents=True, exist_ok=True)

@@ -22,10 +22,11 @@ import numpy.typing as npt
 import torch
 
 from models.qama.batches import BatchSource, IntArray, TrainVectors, unit_vectors
-from models.qama.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from models.qama.checkpoint import fingerprint, load_checkpoint, save_checkpoint, save_json
 from models.qama.objective import Objective
 from models.qama.recipe import AdapterRecipe, load_recipe
 from models.qama.start import FloatArray
+from models.qama.variants import with_seed
 from models.qama.vectors import read_all
 from service.index.artefact import hash_file, new_artefact, publish
 from service.index.bundle import open_model
@@ -106,7 +107,7 @@ def _optimise(vectors: TrainVectors, recipe: AdapterRecipe, out: Path, resume: b
             optimizer.step()
             history.append({"step": step, "loss": float(loss.detach()), **parts})
             if (step + 1) % table.checkpoint_every == 0 or step + 1 == table.steps:
-                (out / HISTORY_NAME).write_text(json.dumps(history))
+                save_json(out / HISTORY_NAME, history)
                 save_checkpoint(checkpoint, step + 1, print_, objective, optimizer)
             advance(1)
     return objective
@@ -124,7 +125,10 @@ def start_objective(vectors: TrainVectors, recipe: AdapterRecipe) -> Objective:
 
 
 def rate(step: int, recipe: AdapterRecipe) -> float:
-    """Learning rate of a step as a share of the recipe's: linear warm-up, then a half cosine down to 0."""
+    """Learning rate of a step as a share of the recipe's.
+
+    Linear warm-up times, with `decay`, a half cosine that falls to 0 over all steps, those of the warm-up included.
+    """
     table = recipe.train
     warmup = max(1, round(table.warmup * table.steps))
     rise = min(1.0, (step + 1) / warmup)
@@ -179,7 +183,7 @@ def add_adapter(model_dir: Path, adapter: Path, out_dir: Path, *, replace: bool 
         )
     bound = AdapterInfo(info.prefixes, encoder)
     settings = AdapterSettings(prefixes=info.prefixes, levels=Binarizer(tensors, bound).levels, encoder_sha256=encoder)
-    with new_artefact(out_dir, replace=replace) as staging:
+    with new_artefact(out_dir, replace, "model") as staging:
         for name in sorted(model.manifest.expected_files() - {ADAPTER_NAME}):
             shutil.copyfile(model.path / name, staging / name)
         save_adapter(staging / ADAPTER_NAME, tensors, bound)
@@ -193,6 +197,7 @@ def run(
     resume: bool = False,
     *,
     model: Path | None = None,
+    seed: int | None = None,
     quiet: bool = False,
 ) -> Path:
     """Train by a recipe on data folders or `.npy` files of vectors.
@@ -203,12 +208,15 @@ def run(
         out: folder of the run; with `model`, the artefact `out/model` is written too.
         resume: continue an interrupted run.
         model: model artefact whose encoder makes vectors that the folder lacks, and that gets the adapter.
+        seed: instead of the recipe's.
         quiet: no progress bars.
 
     Returns:
         The path of the adapter, or of the model artefact that has it.
     """
     recipe = load_recipe(recipe_path)
+    if seed is not None:
+        recipe = with_seed(recipe, seed)
     found = read_all(data, model, quiet=quiet)
     encoder = "" if model is None else hash_file(model / "encoder.onnx").sha256
     adapter = train_adapter(

@@ -1,8 +1,9 @@
 """What the study compares: the recipe, baselines, and the ablation's rows, each as a change to the row before.
 
 The rows follow the paper's tables 3-6 (thresholds, FFN, quantization loss, Matryoshka, orthogonality, bottleneck,
-variance control), trained as the paper trains: random start, losses on float prefixes, random batches. Then come the
-parts that are ours, one by one, until the row is the recipe.
+variance control), trained as the paper trains: random start, losses on float prefixes, random batches. Settled
+thresholds, the scale of values, the expansion and the decay of the learning rate are the recipe's in every row. Then
+come the parts that are ours, one by one, until the row is the recipe.
 """
 
 from __future__ import annotations

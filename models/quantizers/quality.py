@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.popularity import head_mask
+
 
 class QualityError(ValueError):
     """Semantic IDs that cannot be measured: the message gives the shapes or an example."""
@@ -212,10 +214,9 @@ def _groups(
     lengths_N: NDArray[np.int64],
     cosine_N: NDArray[np.floating[Any]] | None,
 ) -> dict[str, GroupQuality]:
-    order = np.argsort(-interactions_N, kind="stable")
-    head = max(1, round(HEAD_SHARE * len(order)))
+    is_head_N = head_mask(interactions_N, HEAD_SHARE)
     total = max(int(interactions_N.sum()), 1)
-    parts = {"head": order[:head], "tail": order[head:]}
+    parts = {"head": np.flatnonzero(is_head_N), "tail": np.flatnonzero(~is_head_N)}
     return {
         name: GroupQuality(
             documents=len(rows),

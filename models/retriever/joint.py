@@ -25,7 +25,7 @@ from models.retriever.joint_losses import diversity_loss, global_loss, local_los
 from models.retriever.network import Retriever
 from models.retriever.objectives import contrast
 from models.retriever.recipe import JointTable
-from models.retriever.stages import Pair, Work, encode_in_blocks
+from models.retriever.stages import Pair, Work, encode_in_blocks, ends_step
 
 
 @dataclass
@@ -83,11 +83,12 @@ def joint_epoch(joint: Joint, seed: str) -> dict[str, float]:
     work.retriever.train()
     work.retriever.encoder.train(work.stage.encoder_lr > 0)
     lengths = [len(work.queries.ids[query]) for query, _ in work.pairs]
-    for count, batch in enumerate(shuffled_batches(lengths, work.stage.batch, seed), 1):
+    batches = shuffled_batches(lengths, work.stage.batch, seed)
+    for count, batch in enumerate(batches, 1):
         losses = joint_losses(joint, [work.pairs[place] for place in batch])
         work.step(
             torch.stack([weights[name] * loss for name, loss in losses.items()]).sum(),
-            not count % work.stage.accumulate,
+            ends_step(count, len(batches), work.stage.accumulate),
         )
         seen += len(batch)
         for name, loss in losses.items():

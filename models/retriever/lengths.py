@@ -13,15 +13,17 @@ from models.retriever.run import Run, make_tree
 from models.retriever.stages import Work
 from models.retriever.validate import walked_scores
 
-MOST = 16  # documents that may share a SID: it shall name documents, not a cell of them
+MOST = 64  # documents that may share a SID: it shall name documents, not a cell of them
+MEASURES = ("mrr", "recall")  # the first says how well documents are ordered, the second how many are found at all
 
 
 def choose_lengths(run: Run, work: Work) -> None:
-    """Set the lengths with the best MRR@10 of the walk on held-out queries, and the tree that follows from them.
+    """Set the lengths with the best walks on held-out queries, and the tree that follows from them.
 
-    Tried are paths that end where 1, 2, 4, … documents are left; of recipes that train both walks of the decoder the
-    sum of both decides. Without held-out queries paths go on until documents are alone. A quantizer whose recipe does
-    not ask for it (`held_out`) keeps its lengths.
+    Tried are paths that end where 1, 2, 4, … documents are left. The sum of MRR@10 and R@10 decides, over both walks
+    where a recipe trains both: MRR alone likes SIDs that hold many documents, of which cosine finds one or none.
+    Without held-out queries paths go on until documents are alone. A quantizer whose recipe does not ask for it
+    (`held_out`) keeps its lengths.
     """
     quantizer, held_out = run.quantizer, run.material.held_out
     if not isinstance(quantizer, SARQ) or not quantizer.settings.held_out or not held_out:
@@ -33,7 +35,7 @@ def choose_lengths(run: Run, work: Work) -> None:
             break
         quantizer.shorten(codes_NL, holders / len(codes_NL))
         work.tree = make_tree(run)
-        found = walked_scores(work, held_out)
+        found = walked_scores(work, held_out, MEASURES)
         run.log(stage=work.stage.name, documents_a_sid=holders, **found)
         if sum(found.values()) > best:
             chosen, best = holders, sum(found.values())

@@ -31,7 +31,7 @@ def publish_model(
     replace: bool = True,
 ) -> ModelManifest:
     """Write one model artefact of a precision; the target appears whole or not at all."""
-    with new_artefact(target, replace=replace) as staging:
+    with new_artefact(target, replace, "model") as staging:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.save(str(staging / "tokenizer.json"))
@@ -81,7 +81,7 @@ def describe(
             "level_sizes": quantizer.level_sizes,
             "quantizer": QuantizerSettings(kind=quantizer.kind),
             "decoder": shape,
-            "normalisation": "full" if objective.constraint == "none" else "constrained",
+            "normalisation": objective.normalisation,
             "scorings": offered,
             "default_scoring": default,
             "fusion_weight": recipe.fusion_weight,

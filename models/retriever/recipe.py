@@ -84,6 +84,11 @@ class ObjectiveTable(Table):
     guided_scale: float = Field(default=3.0, gt=0)
     guided_weight: float = Field(default=40.0, gt=0)
 
+    @property
+    def normalisation(self) -> Literal["constrained", "full"]:
+        """Among which tokens the service normalises generative scores: those that the loss chose among."""
+        return "full" if self.constraint == "none" else "constrained"
+
 
 class JointTable(Table):
     """`[joint]`: DGI's joint training; the weights of next-token and InfoNCE losses stand in `[objective]`.

@@ -66,7 +66,8 @@ def contrast_epoch(work: Work, seed: str) -> dict[str, float]:
         of_document.setdefault(document, []).append(query)
     total, seen = 0.0, 0
     work.retriever.train()
-    for count, rows_G in enumerate(clumped_batches(sorted(of_document), work.vectors_ND, work.stage.batch, rng), 1):
+    batches = clumped_batches(sorted(of_document), work.vectors_ND, work.stage.batch, rng)
+    for count, rows_G in enumerate(batches, 1):
         pairs_B = [(q, place) for place, d in enumerate(rows_G) for q in _some(of_document[d], work.real, rng)]
         shown_G = Texts([work.documents.ids[row] for row in rows_G], work.documents.pad)
         if work.stage.leave_out:
@@ -75,11 +76,16 @@ def contrast_epoch(work: Work, seed: str) -> dict[str, float]:
         vector_BD = encode_in_blocks(work, work.queries, [query for query, _ in pairs_B])
         label_B = torch.tensor([place for _, place in pairs_B], device=work.device)
         loss = contrast(vector_BD, fresh_GD, label_B, work.objective.temperature)
-        work.step(loss, count % work.stage.accumulate == 0)
+        work.step(loss, ends_step(count, len(batches), work.stage.accumulate))
         work.vectors_ND[torch.tensor(rows_G, device=work.device)] = fresh_GD.detach()
         total, seen = total + float(loss.detach()) * len(pairs_B), seen + len(pairs_B)
         work.bar.update(work.task, advance=1, loss=f"{total / seen:.3f}")
     return {"contrast": total / seen}
+
+
+def ends_step(count: int, batches: int, accumulate: int) -> bool:
+    """Say whether the optimizer moves after the batch `count` of an epoch: no gradient waits for the next epoch."""
+    return count % accumulate == 0 or count == batches
 
 
 def leave_out(documents_G: Texts, queries: Texts, pairs_B: list[Pair], probability: float, rng: random.Random) -> Texts:
@@ -152,7 +158,8 @@ def decode_epoch(work: Work, seed: str) -> dict[str, float]:
     totals, seen = {"generative": 0.0, "guided": 0.0, "contrast": 0.0, "anchor": 0.0}, 0
     work.retriever.train()
     work.retriever.encoder.train(moving)
-    for count, batch in enumerate(shuffled_batches(lengths, work.stage.batch, seed), 1):
+    batches = shuffled_batches(lengths, work.stage.batch, seed)
+    for count, batch in enumerate(batches, 1):
         queries = [work.pairs[place][0] for place in batch]
         documents_B = torch.tensor([work.pairs[place][1] for place in batch], device=work.device)
         vector_BD, states, mask = work.cache.batch(queries) if work.cache else work.encode(work.queries, queries)
@@ -160,7 +167,7 @@ def decode_epoch(work: Work, seed: str) -> dict[str, float]:
         if moving:
             losses["contrast"] = contrast(vector_BD, work.vectors_ND, documents_B, work.objective.temperature)
             losses["anchor"] = anchor_loss(work, f"{seed}/{count}")
-        work.step(weighted(losses, work), count % work.stage.accumulate == 0)
+        work.step(weighted(losses, work), ends_step(count, len(batches), work.stage.accumulate))
         seen += len(batch)
         for name, loss in losses.items():
             totals[name] += float(loss.detach()) * len(batch)

@@ -140,7 +140,7 @@ def set_up(run: Run, stage: Stage) -> tuple[Work, torch.optim.Optimizer, Schedul
         raise RecipeError(f"stage {stage.name!r} asks for {stage.queries} queries, and the data have none")
     units = len({document for _, document in pairs}) if stage.objective == "contrast" else len(pairs)
     batches = math.ceil(units / stage.batch)
-    schedule = Schedule(optimizer, max(1, stage.epochs * batches // stage.accumulate), stage.warmup)
+    schedule = Schedule(optimizer, stage.epochs * math.ceil(batches / stage.accumulate), stage.warmup)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = GradientLog(optimizer, partial(run.log, stage=stage.name), run.recipe.joint.gradient_log_steps)
 

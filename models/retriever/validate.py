@@ -88,13 +88,14 @@ def embed_pairs(work: Work, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tens
 def walked_ranks(work: Work, pairs: Sequence[Pair], scoring: Scoring, batch: int = 64) -> NDArray[np.int64]:
     """Rank of each pair's document in the first ten of the walk at beam 10, lexicographic; MISSED without it."""
     tables, position = walk_tables(work)
+    normalisation = work.objective.normalisation
     ranks = np.full(len(pairs), MISSED, np.int64)
     for start in range(0, len(pairs), batch):
         block = pairs[start : start + batch]
         vectors_QD, states, mask = embed_pairs(work, block)
         with torch.no_grad():
             step = TorchStep(work.retriever, states.float(), mask, vectors_QD)
-        beams = walk(tables, scoring, "constrained", BEAM, vectors_QD.float().cpu().numpy(), step)
+        beams = walk(tables, scoring, normalisation, BEAM, vectors_QD.float().cpu().numpy(), step)
         ranked = rank(beams, "lexicographic", DEPTH, vectors_QD.float().cpu().numpy(), tables.vectors)
         for row, (_, document) in enumerate(block):
             (places,) = np.nonzero(ranked.position_QK[row, : ranked.size_Q[row]] == position[document])
@@ -102,8 +103,8 @@ def walked_ranks(work: Work, pairs: Sequence[Pair], scoring: Scoring, batch: int
     return ranks
 
 
-def walked_scores(work: Work, pairs: Sequence[Pair]) -> dict[str, float]:
-    """MRR@10 of the walks that the recipe trains, by name: `generative_mrr` and `guided_mrr`.
+def walked_scores(work: Work, pairs: Sequence[Pair], measures: Sequence[str] = ("mrr",)) -> dict[str, float]:
+    """Measures of the walks that the recipe trains, by name: `generative_mrr`, `guided_mrr`, and so on.
 
     None without pairs, or while codes move and there is no tree.
     """
@@ -111,7 +112,7 @@ def walked_scores(work: Work, pairs: Sequence[Pair]) -> dict[str, float]:
     if not pairs or work.tree is None:
         return {}
     walked = {name: walked_ranks(work, pairs, name) for name, weight in trained.items() if weight}
-    return {f"{name}_mrr": mean_reciprocal_rank(ranks) for name, ranks in walked.items()}
+    return {f"{name}_{measure}": MEASURES[measure](ranks) for name, ranks in walked.items() for measure in measures}
 
 
 @torch.no_grad()
@@ -153,3 +154,11 @@ def walk_tables(work: Work) -> tuple[WalkTables, NDArray[np.int64]]:
 def mean_reciprocal_rank(ranks: NDArray[np.int64], depth: int = DEPTH) -> float:
     """MRR@depth."""
     return float(np.where(ranks <= depth, 1 / ranks, 0.0).mean())
+
+
+def recall(ranks: NDArray[np.int64], depth: int = DEPTH) -> float:
+    """R@depth of queries with one relevant document each."""
+    return float((ranks <= depth).mean())
+
+
+MEASURES = {"mrr": mean_reciprocal_rank, "recall": recall}

@@ -50,13 +50,14 @@ def create_app(pipeline: SearchPipeline, settings: Settings) -> FastAPI:
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]  # FastAPI's documented way to change the page
     app.state.settings = settings
     app.state.shared = Shared(engine, readiness, metrics, _request_limits(settings), settings.ready_timeout_seconds)
-    for router in (search_router, hamming_router, embeddings_router):
-        app.include_router(router)
-    app.include_router(service_router)
+    routers = [search_router, hamming_router, embeddings_router, service_router]
     if settings.metrics_port is None:
-        app.include_router(metrics_router)
+        routers.append(metrics_router)
+    for router in routers:
+        app.include_router(router)
     app.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, timeout_seconds=settings.body_timeout_seconds)
-    app.add_middleware(Observe, metrics=metrics, readiness=readiness)
+    routes = tuple(route for router in routers for route in router.routes)
+    app.add_middleware(Observe, metrics=metrics, readiness=readiness, routes=routes)
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_validation_error)
@@ -83,7 +84,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def make_cache(settings: Settings) -> AnswerCache:
     """Return the cache that the settings ask for."""
-    if settings.redis_url is None:
+    if settings.redis_url is None or settings.cache_entries == 0:
         return LocalCache(settings.cache_entries, settings.cache_bytes, settings.cache_ttl_seconds)
     return RedisCache(
         settings.redis_url.get_secret_value(),

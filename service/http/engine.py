@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +22,7 @@ from service.http.rendering import SearchPipeline, explain, render_results
 from service.http.schemas import QueryAnswer, Result
 from service.ops.cache import AnswerCache, answer_key
 from service.ops.metrics import Metrics
+from service.search.filters import DocumentFilter
 from service.search.options import SearchOptions
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ class Engine:
         if values is None:
             self.metrics.count_cache("error", len(keys))
             return {}
-        found = {key: answer for key, value in zip(keys, values, strict=True) if (answer := _read(key, value))}
+        found = await asyncio.to_thread(_read_all, keys, values) if len(keys) > 1 else _read_all(keys, values)
         hits = sum(key in found for key in keys)
         self.metrics.count_cache("hit", hits)
         self.metrics.count_cache("miss", len(keys) - hits)
@@ -127,10 +128,7 @@ class Engine:
 
     async def _remember(self, answers: dict[str, QueryAnswer]) -> None:
         """Begin to write to the cache: the local one is done at once, a slow one must not hold up the answer."""
-        values = {
-            key: CachedAnswer(key=key, results=answer.results).model_dump_json(exclude_none=True).encode()
-            for key, answer in answers.items()
-        }
+        values = await asyncio.to_thread(_written, answers) if len(answers) > 1 else _written(answers)
         task = asyncio.create_task(self.cache.put_many(values))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
@@ -193,9 +191,11 @@ class Engine:
         if codes is not None:
             codes.warm_up()
             self._canary(SearchOptions(mode="hybrid"))
+        first = DocumentFilter.from_positions([0], bundle.manifest.documents)
         for scoring in bundle.manifest.model.scorings:
             for wanted in (False, True):
                 self._canary(SearchOptions(scoring=scoring, explain=wanted))
+            self._canary(SearchOptions(scoring=scoring, eligible=first))
 
     async def is_answering(self, timeout_seconds: float) -> bool:
         """Whether a canary query finds its way through the whole pipeline in time, past the queue of requests."""
@@ -220,6 +220,19 @@ class Engine:
             await asyncio.wait(self._writes, timeout=1)
         await self.cache.close()
         await asyncio.to_thread(self.pipeline.close)
+
+
+def _written(answers: Mapping[str, QueryAnswer]) -> dict[str, bytes]:
+    """Return what the cache keeps of answers, by key."""
+    return {
+        key: CachedAnswer(key=key, results=answer.results).model_dump_json(exclude_none=True).encode()
+        for key, answer in answers.items()
+    }
+
+
+def _read_all(keys: Sequence[str], values: Sequence[bytes | None]) -> dict[str, QueryAnswer]:
+    """Return the answers among what the cache gave, by key."""
+    return {key: answer for key, value in zip(keys, values, strict=True) if (answer := _read(key, value))}
 
 
 def _read(key: str, value: bytes | None) -> QueryAnswer | None:

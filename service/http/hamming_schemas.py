@@ -27,7 +27,7 @@ HAMMING_EXAMPLES: Final[dict[str, Any]] = {
 
 
 class CascadeRequest(Strict):
-    """Compare a prefix of every code first, and the rest of the nearest few only: faster, and not exact."""
+    """Compare a prefix of every code, then the rest of the nearest few: not exact, faster for small shares."""
 
     dims: int = Field(ge=1, le=MAX_DIMENSIONS, description="Dimensions of the prefix; `/info` lists them.")
     share: float = Field(gt=0, le=1, description="Part of the documents whose whole codes are compared.")
@@ -37,7 +37,7 @@ class HammingRequest(Strict):
     """One query or a batch of them, as text, vector or packed code, and how to search."""
 
     query: QueryText | None = Field(None, description="A text. Give exactly one of the first six fields.")
-    queries: Annotated[list[QueryText], Field(min_length=1, max_length=MAX_QUERIES)] | None = Field(
+    queries: Annotated[list[QueryText], Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True)] | None = Field(
         None, description="Texts, answered in order."
     )
     vector: Vector | None = Field(None, description="A vector of this model's encoder, of any length but zero.")

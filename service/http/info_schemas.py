@@ -46,6 +46,7 @@ class ServiceInfo(BaseModel):
     scorings: list[Scoring]
     default_scoring: Scoring
     recipe: str
+    history_count: int = Field(description="Items of a history that the model reads; 0: a history changes nothing.")
     max_queries: int
     max_query_characters: int
     max_top_k: int

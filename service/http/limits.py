@@ -37,19 +37,28 @@ class BodyLimits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the request's body, then pass it on."""
-        if scope["type"] != "http" or scope["method"] not in METHODS_WITH_BODY:
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         try:
-            check_media_type(Headers(scope=scope))
-            body = await self._receive_body(Headers(scope=scope), receive)
-            check_json(body)
+            handed_on = await self._checked(scope, receive)
         except Problem as problem:
             await problem.send(scope, receive, send)
         except ClientGoneError:
             pass
         else:
-            await self.app(scope, _replay(body, receive), send)
+            await self.app(scope, handed_on, send)
+
+    async def _checked(self, scope: Scope, receive: Receive) -> Receive:
+        """Return what the application receives from, once the body is here and is what it may be."""
+        headers = Headers(scope=scope)
+        if scope["method"] not in METHODS_WITH_BODY:
+            check_no_body(headers)
+            return receive
+        check_media_type(headers)
+        body = await self._receive_body(headers, receive)
+        check_json(body)
+        return _replay(body, receive)
 
     async def _receive_body(self, headers: Headers, receive: Receive) -> bytes:
         try:
@@ -87,6 +96,12 @@ class BodyLimits:
                 while more and dropped <= DRAIN_BYTES:
                     chunk, more = await _next_chunk(receive)
                     dropped += len(chunk)
+
+
+def check_no_body(headers: Headers) -> None:
+    """Raise a 400 for a body that nobody would read, and a client may send for ever."""
+    if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
+        raise Problem(400, "this method takes no body: send none", headers=CLOSE)
 
 
 def check_media_type(headers: Headers) -> None:

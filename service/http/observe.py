@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.problems import Problem
@@ -29,6 +32,7 @@ class Observe:
     app: ASGIApp
     metrics: Metrics
     readiness: Readiness
+    routes: Sequence[BaseRoute]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and see what becomes of it."""
@@ -39,20 +43,32 @@ class Observe:
         begin = time.perf_counter()
         try:
             await self.app(scope, receive, answer.send)
+        except asyncio.CancelledError:  # the time for shutting down is over
+            if answer.status == CLIENT_CLOSED:
+                gone = Problem(503, "the service is shutting down: try again", headers={"connection": "close"})
+                await gone.send(scope, receive, answer.send)
+            raise
         except Exception:
-            logger.exception("a request failed", extra={"request_id": answer.request_id})
+            logger.exception("request %s failed", answer.request_id, extra={"request_id": answer.request_id})
             if answer.status == CLIENT_CLOSED:
                 fault = Problem(500, f"the service failed; its log has the reason under {answer.request_id}")
                 await fault.send(scope, receive, answer.send)
-        self._report(scope, answer, time.perf_counter() - begin)
+        finally:
+            self._report(scope, answer, time.perf_counter() - begin)
 
     def _report(self, scope: Scope, answer: _Answer, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
+        route = self._template(scope)
         self.metrics.observe_request(route, answer.status, seconds)
         if route not in QUIET_ROUTES:
             fields = {"route": route, "status": answer.status, "seconds": round(seconds, 6)}
             line = f"{scope['method'] if route != 'unmatched' else 'request'} {route} {answer.status} {seconds:.4f} s"
             logger.info(line, extra=fields | {"request_id": answer.request_id})
+
+    def _template(self, scope: Scope) -> str:
+        """Return the template of the route, also of a request that was refused before it came to one."""
+        if (route := scope.get("route")) is None:
+            route = next((known for known in self.routes if known.matches(scope)[0] is not Match.NONE), None)
+        return getattr(route, "path", "unmatched")
 
 
 class _Answer:

@@ -1,6 +1,7 @@
-"""uvicorn's HTTP protocol with bounds on the head of a request: a deadline and a size.
+"""uvicorn's HTTP protocol with bounds: on the head of a request (a deadline, a size) and on open connections.
 
-uvicorn waits for headers for ever and keeps them all; one slow client per connection would hold every one.
+uvicorn waits for headers for ever and keeps them all, and waits as long for a client that does not read its answer; one
+slow client per connection would hold every one.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 MAX_HEAD_BYTES = 64 << 10
 
 
-class BoundedHeadProtocol(HttpToolsProtocol):
-    """Answers 408 to a head that is not complete in time, 431 to one too large, 400 to no HTTP, and closes."""
+class BoundedProtocol(HttpToolsProtocol):
+    """Answers 408 to a late head, 431 to a large one, 400 to no HTTP, 503 to a connection too many, and closes."""
 
     head_timeout_seconds: ClassVar[float] = 5.0
+    max_connections: ClassVar[int] = 1024
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -27,7 +29,10 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock with the connection: who says nothing has no more time than who dribbles."""
         super().connection_made(transport)
-        self._await_head()
+        if len(self.connections) > self.max_connections:
+            self._refuse(503, "Temporarily unavailable", "too many connections are open: try again", "retry-after: 1")
+        else:
+            self._await_head()
 
     def on_message_begin(self) -> None:
         """Start the clock of a further request on the same connection."""
@@ -41,11 +46,22 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
-        """Count what arrives before the head is complete."""
+        """Count what arrives before the head is complete; bytes that begin no request do not stop the clock."""
+        if self.transport.is_closing():
+            return
         self._head_bytes += len(data)
         super().data_received(data)
+        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._await_head()
         if self._head_timer is not None and self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(431, "Request Header Fields Too Large", f"headers take more than {MAX_HEAD_BYTES} bytes")
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection; drop one whose client has not read its answer in all that time."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            super().timeout_keep_alive_handler()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
@@ -69,19 +85,21 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         detail = f"the headers were not complete after {self.head_timeout_seconds:g} seconds"
         self._refuse(408, "Request Timeout", detail)
 
-    def _refuse(self, status: int, title: str, detail: str) -> None:
+    def _refuse(self, status: int, title: str, detail: str, *headers: str) -> None:
         self._stop_waiting()
         if self.transport.is_closing():
             return
         body = json.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail})
         head = (
             f"HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n"
         )
+        head += "".join(f"{header}\r\n" for header in headers) + "\r\n"
         self.transport.write((head + body).encode("ascii"))
         self.transport.close()
 
 
-def bounded_head_protocol(timeout_seconds: float) -> type[BoundedHeadProtocol]:
-    """Return the protocol class with its deadline: uvicorn makes the instances."""
-    return type("Protocol", (BoundedHeadProtocol,), {"head_timeout_seconds": timeout_seconds})
+def bounded_protocol(timeout_seconds: float, max_connections: int) -> type[BoundedProtocol]:
+    """Return the protocol class with its bounds: uvicorn makes the instances."""
+    bounds = {"head_timeout_seconds": timeout_seconds, "max_connections": max_connections}
+    return type("Protocol", (BoundedProtocol,), bounds)

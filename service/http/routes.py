@@ -32,11 +32,15 @@ from service.http.shared import (
     document_filter,
     json_response,
     needed_codes,
+    off_loop,
     timing_headers,
 )
 from service.index.documents import Document
 from service.search.codes import CodeSearch
 from service.search.options import SearchOptions
+
+MAX_RESULTS = 16_384  # of a batch
+MAX_BEAMS = 16_384  # of a batch; each keeps the decoder's keys and values of its path
 
 search_router = APIRouter(prefix="/v1", tags=["search"])
 service_router = APIRouter(tags=["service"])
@@ -64,7 +68,8 @@ async def search(body: Annotated[SearchRequest, Body(openapi_examples=SEARCH_EXA
         if body.queries is not None
         else SearchAnswer(**dict(answers[0]), timings=timings)
     )
-    return json_response(answer, timing_headers(timings) | {"x-cache": _cache_outcome(answers)})
+    headers = timing_headers(timings) | {"x-cache": _cache_outcome(answers)}
+    return await off_loop(sum(len(found.results) for found in answers), json_response, answer, headers)
 
 
 @search_router.get(
@@ -102,6 +107,7 @@ async def info(shared: FromApp) -> Response:
             scorings=list(manifest.model.scorings),
             default_scoring=manifest.model.default_scoring,
             recipe=manifest.model.provenance.recipe,
+            history_count=manifest.model.text.history_count,
             max_queries=limits.max_queries,
             max_query_characters=limits.max_query_characters,
             max_top_k=limits.max_top_k,
@@ -111,12 +117,14 @@ async def info(shared: FromApp) -> Response:
     )
 
 
+@service_router.head("/livez", include_in_schema=False)
 @service_router.get("/livez", summary="Whether the process is alive")
 async def livez() -> dict[str, str]:
     """Answer as long as the event loop runs."""
     return {"status": "alive"}
 
 
+@service_router.head("/readyz", include_in_schema=False)
 @service_router.get(
     "/readyz",
     summary="Whether the service takes work",
@@ -144,9 +152,19 @@ def check_request_limits(body: SearchRequest, limits: RequestLimits) -> None:
     if body.top_k > limits.max_top_k:
         raise invalid("#/top_k", f"is more than {limits.max_top_k}: ask for fewer results")
     check_count("#/queries", len(body.texts()), limits)
+    check_size(body)
     check_texts("#/query" if body.query is not None else "#/queries", body.texts(), limits.max_query_characters)
     check_texts("#/history", body.history or [], limits.max_query_characters)
     check_texts("#/histories", chain(*body.histories or []), limits.max_query_characters)
+
+
+def check_size(body: SearchRequest) -> None:
+    """Raise a 422 for a batch whose results, or beams, would take memory and time from everybody else."""
+    queries = len(body.texts())
+    for name, width, most in (("top_k", body.top_k, MAX_RESULTS), ("beam_width", body.beam_width, MAX_BEAMS)):
+        if queries > 1 and queries * width > most:
+            detail = f"is {width} for each of {queries} queries, together more than {most}: send smaller batches"
+            raise invalid(f"#/{name}", detail)
 
 
 def _check_mode(body: SearchRequest, engine: Engine) -> None:

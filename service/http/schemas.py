@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from service.index.corpus import MAX_ID_CHARACTERS
 from service.index.manifest import Scoring
 from service.model.layout import Level
 from service.search.options import DEFAULT_BEAM_WIDTH, GEOMETRIC_BEAM_WIDTH, MAX_TOP_K, Mode
@@ -24,6 +25,7 @@ LONE_SURROGATES: Final = re.compile("[\ud800-\udfff]")  # JSON can spell them, U
 MAX_QUERIES: Final = 10_000
 MAX_HISTORY: Final = 100
 MAX_FILTER_IDS: Final = 10_000
+MAX_MARKS: Final = 64  # combining characters in a row: putting them in order takes the square of their number
 
 
 def clean_text(text: str) -> str:
@@ -35,11 +37,24 @@ def clean_text(text: str) -> str:
         raise ValueError(f"has {count} control characters, the first at position {found.start()}: remove them")
     if not any(unicodedata.category(character)[0] not in "CZ" for character in text):
         raise ValueError("is empty: give at least one visible character")
+    if text.isascii():
+        return text
+    if (marks := longest_marks(text)) > MAX_MARKS:
+        raise ValueError(f"has {marks} combining characters in a row, more than {MAX_MARKS}: remove them")
     return unicodedata.normalize("NFC", text)
 
 
+def longest_marks(text: str) -> int:
+    """Return the length of the longest run of combining characters (accents on one letter)."""
+    longest = run = 0
+    for character in text:
+        run = run + 1 if unicodedata.combining(character) else 0
+        longest = max(longest, run)
+    return longest
+
+
 QueryText = Annotated[str, AfterValidator(clean_text), Field(min_length=1)]
-History = Annotated[list[QueryText], Field(max_length=MAX_HISTORY)]
+History = Annotated[list[QueryText], Field(max_length=MAX_HISTORY, fail_fast=True)]
 
 SEARCH_EXAMPLES: Final[dict[str, Any]] = {
     "query": {
@@ -70,16 +85,17 @@ class Strict(BaseModel):
 class DocumentIds(Strict):
     """The documents that may be found: those with these ids."""
 
-    ids: Annotated[list[Annotated[str, Field(max_length=4096)]], Field(min_length=1, max_length=MAX_FILTER_IDS)] = (
-        Field(description="Ids of documents of this bundle; one that no document has is refused.")
-    )
+    ids: Annotated[
+        list[Annotated[str, Field(max_length=MAX_ID_CHARACTERS)]],
+        Field(min_length=1, max_length=MAX_FILTER_IDS, fail_fast=True),
+    ] = Field(description="Ids of documents of this bundle; one that no document has is refused.")
 
 
 class SearchRequest(Strict):
     """One query, or a batch of them, and how to search."""
 
     query: QueryText | None = Field(None, description="What to search for. Give this or `queries`.")
-    queries: Annotated[list[QueryText], Field(min_length=1, max_length=MAX_QUERIES)] | None = Field(
+    queries: Annotated[list[QueryText], Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True)] | None = Field(
         None, description="A batch of queries, answered in order."
     )
     top_k: int = Field(10, ge=1, le=MAX_TOP_K, description="Results per query.")
@@ -97,8 +113,10 @@ class SearchRequest(Strict):
         "lexicographic",
         description="Order of the results: by beam score then cosine, by cosine, or by both added (`fused`).",
     )
-    history: History | None = Field(None, description="Titles of the last items, oldest first, for `query`.")
-    histories: Annotated[list[History], Field(max_length=MAX_QUERIES)] | None = Field(
+    history: History | None = Field(
+        None, description="Titles of the last items, oldest first, for `query`; `/info` says how many the model reads."
+    )
+    histories: Annotated[list[History], Field(max_length=MAX_QUERIES, fail_fast=True)] | None = Field(
         None, description="One history for each of `queries`."
     )
     include: Annotated[list[Include], Field(max_length=8)] = Field(

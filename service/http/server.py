@@ -20,10 +20,11 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from service.http.protocol import bounded_head_protocol
+from service.http.protocol import bounded_protocol
 from service.http.readiness import Phase, Readiness
 from service.ops.settings import Settings
 
+BACKLOG = 2048  # connections that wait to be accepted
 KEEP_ALIVE_SECONDS = 75  # longer than the usual idle time of load balancers, so that they close first
 
 
@@ -31,23 +32,30 @@ class ListenError(Exception):
     """The address cannot be listened on."""
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Return a bound socket; raises ListenError with the remedy."""
+def bind(host: str, port: int, variable: str = "RHUMB_PORT") -> socket.socket:
+    """Return a socket that listens; raises ListenError with the remedy, the variable that sets the port."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         bound = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ListenError(f"cannot listen on {host}: {error.strerror}: choose another with RHUMB_HOST") from None
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "this is no name of a host"
+        raise ListenError(f"cannot listen on {host}: {reason}: choose another with RHUMB_HOST") from None
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(BACKLOG)  # two may bind to one address, and only one of them listens
     except OSError as error:
         bound.close()
         reason = f"cannot listen on {host}:{port}: {error.strerror}"
-        raise ListenError(f"{reason}: stop what uses it, or choose another with RHUMB_PORT") from None
+        raise ListenError(f"{reason}: stop what uses it, or choose another with {variable}") from None
     return bound
+
+
+def address(host: str, port: int) -> str:
+    """Return the URL of a listener as people and browsers write it."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class Server(uvicorn.Server):
@@ -89,14 +97,14 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """Return uvicorn's configuration for the application."""
     return uvicorn.Config(
         app,
-        http=bounded_head_protocol(settings.body_timeout_seconds),
+        http=bounded_protocol(settings.body_timeout_seconds, settings.max_connections),
+        backlog=BACKLOG,
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=settings.max_connections,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=math.ceil(settings.shutdown_seconds),
     )

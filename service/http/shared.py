@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 from starlette.responses import Response
 
@@ -18,6 +19,9 @@ from service.model.layout import CodeLayout
 from service.ops.metrics import Metrics
 from service.search.codes import CodeSearch
 from service.search.filters import DocumentFilter
+
+MANY_RESULTS = 200  # about a millisecond of JSON with documents
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,11 @@ def document_filter(engine: Engine, given: DocumentIds | None) -> DocumentFilter
             "leave them out",
         )
     return DocumentFilter.from_positions([position for position in positions if position is not None], len(documents))
+
+
+async def off_loop(results: int, work: Callable[..., Done], *given: object) -> Done:
+    """Do what takes time for many results in another thread, so that no other client waits for it."""
+    return await run_in_threadpool(work, *given) if results > MANY_RESULTS else work(*given)
 
 
 def timing_headers(timings: Timings) -> dict[str, str]:

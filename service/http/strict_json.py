@@ -1,4 +1,4 @@
-"""JSON as RFC 8259 means it: no duplicate keys, no NaN, UTF-8 only, bounded nesting."""
+"""JSON as RFC 8259 means it: no duplicate keys, no NaN, UTF-8 only, bounded nesting and objects of bounded size."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 from typing import Any, NoReturn
 
 from service.http.problems import Problem
+
+MAX_MEMBERS = 100  # of one object; every unknown one would become an error with a place and a text
 
 
 def check_json(body: bytes) -> None:
@@ -30,6 +32,8 @@ def check_json(body: bytes) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_MEMBERS:
+        raise Problem(400, f"an object has {len(pairs)} members, more than {MAX_MEMBERS}: see /openapi.json")
     members = dict(pairs)
     if len(members) != len(pairs):
         raise Problem(400, f"an object repeats a key ({len(pairs)} members, {len(members)} names): send each once")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -31,7 +32,7 @@ class ArtefactError(Exception):
 
 
 @contextmanager
-def new_artefact(target: Path, replace: bool = False) -> Iterator[Path]:
+def new_artefact(target: Path, replace: bool = False, kind: str | None = None) -> Iterator[Path]:
     """Give a staging folder that becomes `target` when the block ends after a call of `publish`.
 
     Whatever goes wrong in the block, the staging folder is removed and `target` stays as it was.
@@ -39,6 +40,7 @@ def new_artefact(target: Path, replace: bool = False) -> Iterator[Path]:
     Args:
         target: the folder to make. Its parent is made if missing.
         replace: whether an artefact that stands there is replaced.
+        kind: of the new artefact, "model" or "bundle"; one of the other kind is never replaced.
 
     Yields:
         The staging folder; write the artefact's files into it, then call `publish(staging, manifest)`.
@@ -47,11 +49,11 @@ def new_artefact(target: Path, replace: bool = False) -> Iterator[Path]:
         ArtefactError: `target` exists and may not be replaced, nothing was published, or the disk is full.
     """
     target = target.absolute()
-    _check_target(target, replace)  # before anything is made
+    _check_target(target, replace, kind)  # before anything is made
     target.parent.mkdir(parents=True, exist_ok=True)
     with _locked(target.parent):
         _clear_leftovers(target)
-        _check_target(target, replace)  # a crashed writer may have put it aside
+        _check_target(target, replace, kind)  # a crashed writer may have put it aside
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         lock = _lock(staging)
     try:
@@ -59,7 +61,7 @@ def new_artefact(target: Path, replace: bool = False) -> Iterator[Path]:
         if not (staging / MANIFEST_NAME).exists():
             raise ArtefactError(f"'{target}' was not published: nothing called publish() on its staging folder")
         with _locked(target.parent):
-            _check_target(target, replace)
+            _check_target(target, replace, kind)
             _move_into_place(staging, target)
     except OSError as error:
         raise _explained(error, target) from error
@@ -158,7 +160,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _check_target(target: Path, replace: bool) -> None:
+def _check_target(target: Path, replace: bool, kind: str | None) -> None:
     if not target.name:
         raise ArtefactError(f"'{target}' has no name to publish under: give a folder")
     if target.is_symlink():
@@ -169,6 +171,16 @@ def _check_target(target: Path, replace: bool) -> None:
         raise ArtefactError(f"'{target}' exists: choose another folder, or ask for it to be replaced (--replace)")
     if not (target / MANIFEST_NAME).is_file():
         raise ArtefactError(f"'{target}' exists and has no {MANIFEST_NAME}, so it is not replaced: move it away")
+    if kind is not None and (found := _kind_of(target)) not in (kind, None):
+        raise ArtefactError(f"'{target}' is a {found} and would be replaced by a {kind}: choose another folder")
+
+
+def _kind_of(artefact: Path) -> str | None:
+    """Return what an artefact's manifest says it is; None for one that cannot be read."""
+    try:
+        return str(json.loads((artefact / MANIFEST_NAME).read_bytes())["kind"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _lock(folder: Path) -> int:

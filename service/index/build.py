@@ -86,7 +86,7 @@ def build_bundle(
     """
     options = BuildOptions(replace, threads, progress, corpus)
     opened = open_model(model)
-    with new_artefact(target, replace) as staging:
+    with new_artefact(target, replace, "bundle") as staging:
         work = staging / "work"
         work.mkdir()
         store = _spool(documents, work, options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,6 +12,9 @@ from typing import Any, NoReturn
 from service.index.documents import Document
 
 MAX_LINE_BYTES = 1 << 26  # 64 MiB: longer lines are no documents, and one must fit in memory
+MAX_NESTING = 100  # of metadata: writers of JSON stop at some two hundred
+MAX_ID_CHARACTERS = 4096  # as long as a filter may name
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 KNOWN = ("_id", "title", "text", "metadata")
 
 
@@ -65,6 +69,7 @@ def parse_document(file: Path, line: int, raw: bytes) -> Document:
     for key, value in record.items():
         _check_encodable(file, line, key, value)
     text = {key: _string(file, line, key, record.get(key, "")) for key in ("_id", "title", "text")}
+    _check_id(file, line, text["_id"])
     if not text["_id"].strip():
         what = "is empty" if "_id" in record else "is missing"
         raise CorpusError(file, line, "_id", what, "give every document an id")
@@ -137,6 +142,27 @@ def _check_encodable(file: Path, line: int, key: str, value: Any) -> None:
         raise CorpusError(file, line, ascii(key)[1:-1], "holds a lone surrogate", remedy) from None
     except RecursionError:
         raise CorpusError(file, line, key, "is nested too deeply", "flatten it") from None
+    if (depth := _depth(value)) > MAX_NESTING:
+        raise CorpusError(file, line, key, f"is nested {depth} deep, more than {MAX_NESTING}", "flatten it")
+
+
+def _check_id(file: Path, line: int, given: str) -> None:
+    """Refuse an id that no request could name."""
+    if len(given) > MAX_ID_CHARACTERS:
+        what = f"has {len(given)} characters, more than {MAX_ID_CHARACTERS}"
+        raise CorpusError(file, line, "_id", what, "give the document a shorter id")
+    if found := CONTROL_CHARACTERS.search(given):
+        what = f"holds a control character at position {found.start()}"
+        raise CorpusError(file, line, "_id", what, "write ids without line breaks and the like")
+
+
+def _depth(value: Any) -> int:
+    """Return how deep objects and lists are nested in a JSON value."""
+    depth, here = 0, [value]
+    while here := [value for value in here if isinstance(value, dict | list)]:
+        depth += 1
+        here = [inner for outer in here for inner in (outer.values() if isinstance(outer, dict) else outer)]
+    return depth
 
 
 def _metadata(file: Path, line: int, record: dict[str, Any]) -> dict[str, Any]:

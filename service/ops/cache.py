@@ -157,7 +157,7 @@ class RedisCache:
             async with asyncio.timeout(1):
                 await self._redis.aclose(close_connection_pool=True)
         except Exception as error:  # noqa: BLE001, RUF100  # going away anyway
-            logger.warning("closing the Redis cache failed", extra={"error": type(error).__name__})
+            logger.warning("closing the Redis cache failed: %s", type(error).__name__)
 
     def _rests(self) -> bool:
         return time.monotonic() < self._resting_until
@@ -165,4 +165,4 @@ class RedisCache:
     def _rest(self, error: Exception) -> None:
         """Leave Redis alone for a moment. Only the error's type is logged: its text may quote the wire."""
         self._resting_until = time.monotonic() + REST_SECONDS
-        logger.warning("the Redis cache failed, going on without it", extra={"error": type(error).__name__})
+        logger.warning("the Redis cache failed, going on without it: %s", type(error).__name__)

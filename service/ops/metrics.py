@@ -18,7 +18,7 @@ SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.
 MAX_STAGES = 32  # stages are named by our own pipeline; the bound holds even if one day they are not
 
 CacheOutcome = Literal["hit", "miss", "error"]
-Refusal = Literal["overload", "shutdown"]
+Refusal = Literal["overload"]
 
 
 class Metrics:

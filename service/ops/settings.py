@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import difflib
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.ops.cpus import available_cpus
 
 PREFIX = "RHUMB_"
-NOT_OURS = frozenset({"RHUMB_TEST_DATA"})  # read by the tests, not by the service
+NOT_OURS = frozenset({"RHUMB_TEST_DATA", "RHUMB_DEBUG"})  # read by the tests, and by the command line itself
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 
@@ -25,7 +27,10 @@ class SettingsError(Exception):
 
 def default_cache_folder() -> Path:
     """Return the user's cache folder for Rhumbline (``$XDG_CACHE_HOME`` or ``~/.cache``)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rhumbline"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rhumbline"
+    except RuntimeError:  # a user without a home, as containers have them
+        return Path(tempfile.gettempdir()) / "rhumbline"
 
 
 class Settings(BaseSettings):
@@ -109,7 +114,18 @@ class Settings(BaseSettings):
     def _redis_scheme(cls, url: SecretStr | None) -> SecretStr | None:
         if url is not None and not url.get_secret_value().startswith(REDIS_SCHEMES):
             raise ValueError(f"a Redis URL starts with {', '.join(REDIS_SCHEMES)}")
+        try:
+            _ = urlsplit(url.get_secret_value() if url else "").port
+        except ValueError:  # its text would show parts of a password
+            raise ValueError("a Redis URL ends in host:port/database; write # / ? @ in a password as %XX") from None
         return url
+
+    @field_validator("metrics_port")
+    @classmethod
+    def _ports_differ(cls, metrics_port: int | None, info: ValidationInfo) -> int | None:
+        if metrics_port is not None and metrics_port == info.data.get("port"):
+            raise ValueError(f"port {metrics_port} is the API's: choose another, or leave it unset")
+        return metrics_port
 
 
 def load_settings(**overrides: object) -> Settings:

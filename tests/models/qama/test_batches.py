@@ -62,6 +62,35 @@ def test_neighbours_are_those_of_a_full_sort(vectors):
     np.testing.assert_array_equal(np.sort(found, axis=1), np.sort(order, axis=1))
 
 
+def test_half_of_the_groups_are_neighbourhoods_of_the_batchs_train_queries(vectors):
+    table = TABLE.model_copy(update={"neighbours": 6})  # a group is 24 / 4 documents: the whole neighbourhood
+    source = BatchSource(vectors, table, seed=0, quiet=True)
+    for step in range(5):
+        batch = source.batch(step)
+        nearest = np.argsort(-(batch.queries_QD[:2] @ vectors.documents.T), axis=1)[:, :6]
+        assert set(nearest.ravel().tolist()) <= set(rows_of(batch.documents_ND, vectors.documents).tolist())
+
+
+def test_other_relevant_documents_of_a_train_query_are_marked(vectors):
+    near = np.argsort(-(vectors.queries @ vectors.documents.T), axis=1)[:, :4]  # each query: its four nearest
+    pairs = np.stack([np.repeat(np.arange(40), 4), near.ravel()], axis=1)
+    batch = BatchSource(TrainVectors(vectors.documents, vectors.queries, pairs), TABLE, seed=0, quiet=True).batch(3)
+    queries, documents = rows_of(batch.queries_QD[:8], vectors.queries), rows_of(batch.documents_ND, vectors.documents)
+    known = {tuple(pair) for pair in pairs.tolist()}
+    for i, query in enumerate(queries.tolist()):
+        for n, document in enumerate(documents.tolist()):
+            other = (query, document) in known and n != batch.positives_Q[i]
+            assert batch.others_QN[i, n] == other
+    assert batch.others_QN[:8].sum() > 8
+    assert not batch.others_QN[8:].any()  # of mixed queries nothing else is known
+
+
+def test_without_pairs_no_document_is_marked(vectors):
+    batch = BatchSource(TrainVectors(vectors.documents), TABLE, seed=0, quiet=True).batch(0)
+    assert batch.others_QN.shape == (16, len(batch.documents_ND))
+    assert not batch.others_QN.any()
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [

@@ -97,6 +97,20 @@ def test_contrastive_is_eq_14_averaged_over_rows():
     assert float(losses.contrastive(tensor(STUDENT), torch.tensor(positives), 0.2)) == pytest.approx(total / 4)
 
 
+def test_contrastive_leaves_other_relevant_columns_out_of_the_denominator():
+    positives, others = [2, 0, 4, 1], [{3}, set(), {0, 1}, {4}]
+    total = 0.0
+    for row, positive, relevant in zip(STUDENT, positives, others, strict=True):
+        powers = [math.exp(x / 0.2) for x in row]
+        total -= math.log(powers[positive] / sum(power for n, power in enumerate(powers) if n not in relevant))
+    mask = torch.tensor([[n in relevant for n in range(5)] for relevant in others])
+    student = tensor(STUDENT).requires_grad_()
+    found = losses.contrastive(student, torch.tensor(positives), 0.2, mask)
+    found.backward()
+    assert float(found.detach()) == pytest.approx(total / 4)
+    assert torch.equal(student.grad == 0, mask)
+
+
 def test_information_bottleneck_is_eq_15_averaged_over_vectors():
     total = 0.0
     for row in VALUES:

@@ -34,6 +34,10 @@ def test_the_paper_recipe_has_the_papers_setting():
         ({"network": {"expansion": 1}}, r"start 'rotation' needs expansion 2 or more, got 1"),
         ({"quantisation": {"levels": {"3": 1.0}}}, r"unknown \['3'\]; allowed: \['0\.5', '1', '1\.5', '2', 'hybrid'\]"),
         ({"quantisation": {"levels": {"hybrid": 1.0}}}, r"hybrid needs all of"),
+        (
+            {"quantisation": {"levels": {"0.5": 1.0}}, "losses": {"quantization": 0.1}},
+            r"losses\.quantization: eq\. 18 .* add level 1, 1\.5 or 2 to quantisation\.levels, or set the weight to 0",
+        ),
         ({"train": {"steps": -1}}, r"train\.steps"),
     ],
 )
@@ -46,6 +50,10 @@ def test_weights_are_one_a_prefix_or_one_for_all():
     recipe = parse_recipe({"losses": {"kl": [1, 2, 3, 4, 5], "rank": 0.5}})
     assert [recipe.weight("kl", i) for i in range(5)] == [1, 2, 3, 4, 5]
     assert [recipe.weight("rank", i) for i in range(5)] == [0.5] * 5
+
+
+def test_half_a_bit_alone_is_a_recipe_without_eq_18():
+    assert parse_recipe({"quantisation": {"levels": {"0.5": 1.0}}}).weight("quantization", 0) == 0
 
 
 def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path):

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from models.lines import DataError
 from models.qama import study
 from models.qama.measure import Score
 from models.qama.recipe import LOSSES
@@ -16,6 +17,8 @@ from models.qama.study_data import load_set, subset
 from models.qama.study_report import Results, level_curve, render
 from models.qama.variants import ablation_variants
 from tests.models.qama.conftest import small_recipe
+
+ALL = ["thresholds", "documents", "qama"]
 
 
 @pytest.fixture
@@ -34,6 +37,8 @@ def folder(vectors, tmp_path):
         (home / "queries_train.ids.txt").write_text("\n".join(f"q{i}" for i in range(40)))
         (home / "queries_test.ids.txt").write_text("\n".join(f"t{i}" for i in range(20)))
         train = [f"q{query}\td{document}\t1" for query, document in vectors.pairs.tolist()]
+        texts = [(f"q{i}", f"Asks for {i}") for i in range(40)] + [(f"t{i}", f"tests {i}") for i in range(20)]
+        (home / "queries.jsonl").write_text("\n".join(json.dumps({"_id": id_, "text": text}) for id_, text in texts))
         (home / "qrels" / "train.tsv").write_text("\n".join(train))
         (home / "qrels" / "test.tsv").write_text("\n".join(f"t{i}\td{d}\t1" for i, d in enumerate(own)))
     return tmp_path / "data"
@@ -70,6 +75,36 @@ def test_a_changed_recipe_trains_its_cells_anew(folder, tmp_path, monkeypatch):
     assert [recipe.train.steps for recipe in trained] == [3, 3]  # thresholds train nothing, so they stay as they are
 
 
+def other_train_query(home):
+    queries = np.load(home / "queries_train.npy")
+    np.save(home / "queries_train.npy", np.roll(queries, 1, axis=1))
+
+
+def other_grade(home):
+    rewrite(home / "qrels" / "test.tsv", "t3\t", "t30\t")
+    with (home / "qrels" / "test.tsv").open("a") as file:
+        file.write("\nt3\td0\t2")
+
+
+def other_test_query(home):
+    queries = np.load(home / "queries_test.npy")
+    np.save(home / "queries_test.npy", np.roll(queries, 1, axis=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"), [(other_train_query, ["thresholds", "qama"]), (other_grade, ALL), (other_test_query, ALL)]
+)
+def test_changed_data_trains_the_cells_anew_that_see_it(change, expected, folder, tmp_path, monkeypatch):
+    chosen = plan(sets=("one",), seeds=1, ablation=False)
+    run_study(folder, tmp_path / "out", chosen, "", quiet=True)
+    change(folder / "one")
+    trained = []
+    real = study.train_adapter
+    monkeypatch.setattr(study, "train_adapter", lambda *a, **k: (trained.append(a[3].parent.name), real(*a, **k))[1])
+    run_study(folder, tmp_path / "out", chosen, "", quiet=True)
+    assert trained == expected
+
+
 def test_documents_only_sees_no_query(folder, tmp_path, monkeypatch):
     seen = []
     real = study.train_adapter
@@ -83,6 +118,47 @@ def test_training_never_sees_a_test_query(folder, tmp_path):
     near = data.train.queries @ data.test.queries.T
     assert near.max() < 0.9999
     assert (data.train.queries[:, None] != data.test.queries[None]).any(axis=2).all()
+
+
+def rewrite(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_train_queries_with_the_text_of_a_test_query_are_left_out(folder, vectors, tmp_path):
+    rewrite(folder / "one" / "queries.jsonl", '"tests 5"', '" ASKS  for 7"')
+    rewrite(folder / "one" / "queries.jsonl", '"tests 6"', '"asks for 30"')
+    data = load_set(folder / "one", tmp_path)
+    kept = [row for row in range(40) if row not in (7, 30)]
+    assert data.left_out == 2
+    np.testing.assert_allclose(data.train.queries, vectors.queries[kept], atol=1e-6)
+    expected = [(kept.index(query), document) for query, document in vectors.pairs.tolist() if query in kept]
+    assert list(map(tuple, data.train.pairs.tolist())) == expected
+    assert len(data.test.queries) == 20
+    assert load_set(folder / "two", tmp_path).left_out == 0
+    assert subset(data, 30, 8).left_out == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("qrels/test.tsv", "t3\td", "t3\tnowhere-d", r"test\.tsv: 1 unknown corpus-id values, e\.g\. 'nowhere-d"),
+        ("queries_test.ids.txt", "t3", "t-gone", r"queries\.jsonl: 1 unknown query values, e\.g\. 't-gone'"),
+        ("queries_train.ids.txt", "q39", "q-gone", r"queries\.jsonl: 1 unknown query values, e\.g\. 'q-gone'"),
+    ],
+)
+def test_unknown_ids_are_named(name, old, new, message, folder, tmp_path):
+    rewrite(folder / "one" / name, old, new)
+    with pytest.raises(DataError, match=message):
+        load_set(folder / "one", tmp_path)
+
+
+def test_a_train_query_without_a_text_is_named_before_any_is_encoded(folder, tmp_path):
+    (folder / "one" / "queries_train.npy").unlink()
+    rewrite(folder / "one" / "qrels" / "train.tsv", "q39\t", "q-gone\t")
+    with pytest.raises(DataError, match=r"train\.tsv: 1 unknown query-id values, e\.g\. 'q-gone'"):
+        load_set(folder / "one", tmp_path)
 
 
 def test_a_subset_keeps_the_documents_that_its_queries_need(folder, tmp_path):
@@ -137,12 +213,13 @@ def test_tables_show_means_and_spreads_of_seeds():
 
     cells = {key: {"one": [scores(0.4), scores(0.44)]} for key in ("thresholds", "documents", "qama")}
     titles = {"thresholds": "Untuned", "documents": "Documents", "qama": "QAMA"}
-    results = Results("cmd", (8,), {"one": 0.5}, {"one": {"FP16": 0.5, "Int8": 0.49}}, cells, titles)
+    results = Results("cmd", (8,), {"one": 0.5}, {"one": {"FP16": 0.5, "Int8": 0.49}}, {"one": 3}, cells, titles)
     page = render(results)
     assert "| QAMA | 2 bit | 84.0 ± 4.0 | 84.0 ± 4.0 | 98 % |" in page
     assert "| QAMA | 1 bit, 40 candidates rescored | 100.0 ± 0.0 | 100.0 ± 0.0 | 99.5 % |" in page
     assert "| Int8 | 8 | 384 | 384 MB | 768 | 768 MB | 75.0 | 98.0 |" in page
-    assert "| 1 bit | 1 | 48 | 48 MB | 96 | 96 MB | 96.9 | 84.0 |" in page
+    assert "| 1 bit | 1 | 56 | 56 MB | 104 | 104 MB | 96.4 | 84.0 |" in page  # 8 dimensions have a word of their own
+    assert "train queries that have the text of one are left out (one 3)" in page
     assert "| 2 bit | 100.0 ± 0.0 | 100.0 ± 0.0 |" in page
     assert level_curve(results, "2") == [(8, pytest.approx(0.84))]
 

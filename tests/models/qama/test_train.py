@@ -50,8 +50,10 @@ def test_the_codes_of_the_file_are_the_codes_of_the_network(start, vectors, tmp_
         assert (ours != theirs).mean() < 1e-3
 
 
-def test_training_lowers_every_loss_that_it_is_given(vectors, tmp_path):
-    recipe = small_recipe(train={"steps": 60, "learning_rate": 3e-3}, losses=dict.fromkeys(LOSSES, 0.0) | {"kl": 1.0})
+@pytest.mark.parametrize("loss", ["similarity", "kl", "rank", "contrast", "bottleneck", "orthogonality"])
+def test_training_lowers_a_loss_that_it_is_given(loss, vectors, tmp_path):
+    """Not eq. 17 and 18, whose ramps raise them over training."""
+    recipe = small_recipe(train={"steps": 60, "learning_rate": 3e-3}, losses=dict.fromkeys(LOSSES, 0.0) | {loss: 1.0})
     train(vectors, recipe, tmp_path)
     history = json.loads((tmp_path / "history.json").read_text())
     losses = [step["loss"] for step in history]

@@ -118,6 +118,28 @@ def test_training_raises_the_cosine_above_the_start(vectors: NDArray[np.float32]
     assert cosine[12] > cosine[0] + 0.002
 
 
+def test_in_either_stage_the_learning_rate_falls_to_zero_on_a_half_cosine(
+    vectors: NDArray[np.float32], learning_rates: list[float]
+) -> None:
+    """240 head documents and 360 of the tail are two steps an epoch each."""
+    make(ACRQ, epochs=10, batch_size=200, learning_rate=0.01).fit(vectors, progress=False)
+    stage = np.repeat([0.01 * np.cos(np.pi / 2 * epoch / 10) ** 2 for epoch in range(10)], 2)
+    assert learning_rates == pytest.approx([*stage, *stage])
+
+
+def test_extensions_start_where_the_anchors_serve_worst() -> None:
+    """The head and half of the tail lie around one direction, the other half of the tail around another."""
+    rng = np.random.default_rng(2)
+    directions = np.eye(8)[np.repeat([0, 1], [70, 30])]
+    vectors = (directions + 0.05 * rng.normal(size=(100, 8))).astype(np.float32)
+    made = make(ACRQ, level_sizes=[4, 4], epochs=0)
+    made.interactions_N = np.repeat([9, 0], [40, 60])
+    made.fit(vectors, progress=False)
+    anchors, extension = made.codebooks[0][:3].numpy(), made.codebooks[0][3].numpy()
+    np.testing.assert_allclose(anchors, np.eye(8)[[0, 0, 0]], atol=0.2)
+    np.testing.assert_allclose(extension, np.eye(8)[1], atol=0.05)
+
+
 def test_depths_follow_the_path_tables_of_the_head(vectors: NDArray[np.float32]) -> None:
     """The stored rule is the head's own path table, counted with the anchors; extension rows end a path."""
     made = make(SA2CRQ)

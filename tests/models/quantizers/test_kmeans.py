@@ -38,6 +38,15 @@ def test_separated_blobs_are_found(minibatch_rows: int) -> None:
     assert float(distance.min(dim=1).values.max()) < 0.3
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_centre_of_minibatches_is_the_mean_of_all_points_that_it_ever_received(seed: int) -> None:
+    """300 batches of 10: its error is that of 3,000 points' mean, a seventeenth of the error of 10 points' mean."""
+    points = torch.randn(500, 16, generator=torch.Generator().manual_seed(seed))
+    found = kmeans(Points(points), 1, KMeansSettings(minibatch_rows=10, iterations=300, seed=seed))
+    expected_error = (16 / 3000) ** 0.5
+    assert float((found.centres[0] - points.mean(dim=0)).norm()) < 2 * expected_error
+
+
 def test_a_converged_centre_is_the_mean_of_its_points(vectors: np.ndarray) -> None:
     points = torch.from_numpy(vectors)
     found = kmeans(Points(points), 12, KMeansSettings(iterations=200, tolerance=0.0))

@@ -20,7 +20,8 @@ from models.quantizers.base import (
     systems,
     tokens_to_codes,
 )
-from models.quantizers.hhq import HHQ, HHQSettings, apply_codes, encode_greedy, householder, paper_settings
+from models.quantizers.hhq import HHQ, HHQSettings, _Trainer, apply_codes, encode_greedy, householder, paper_settings
+from models.quantizers.points import Points
 from models.quantizers.rq_kmeans import RQKMeans, RQKMeansSettings
 from service.model.quantizer import assign_sids
 
@@ -149,6 +150,39 @@ def test_dead_codes_are_revived(vectors: NDArray[np.float32]) -> None:
         used[revive] = len(np.unique(hhq.encode(vectors)[:, 0]))
     assert used[True] == SIZES[0]
     assert used[False] < SIZES[0]
+
+
+def test_a_revived_code_has_no_momentum_of_the_place_it_left(vectors: NDArray[np.float32]) -> None:
+    """In a step that no document chooses it in, it stays where it was put; another unchosen code is carried on."""
+    hhq = HHQ(HHQSettings(level_sizes=SIZES, epochs=0, separation=0.0))
+    hhq.fit(vectors, progress=False)
+    x = torch.from_numpy(vectors)
+    with torch.no_grad():
+        trainer = _Trainer(hhq, Points(vectors))
+        codes = encode_greedy(hhq.codebooks, x)
+        for _ in range(5):
+            trainer._step(x, codes)
+        used = [torch.ones(size, dtype=torch.bool) for size in SIZES]
+        used[1][3] = False
+        left = trainer._parameters[1].clone()
+        trainer._revive(used, x[:64])
+        placed = trainer._parameters[1].clone()
+        others = (codes[:, 1] != 3) & (codes[:, 1] != 4)
+        trainer._step(x[others], codes[others])
+        moved = (trainer._parameters[1] - placed).norm(dim=1)
+    assert torch.nonzero((placed != left).any(dim=1))[:, 0].tolist() == [3]
+    assert moved[3] < 1e-6
+    assert moved[4] > 1e-3
+
+
+@pytest.mark.parametrize("decay", [True, False])
+def test_the_learning_rate_falls_to_zero_on_a_half_cosine_or_stays(
+    vectors: NDArray[np.float32], learning_rates: list[float], decay: bool
+) -> None:
+    settings = HHQSettings(level_sizes=SIZES, epochs=10, batch_size=300, learning_rate=0.01)
+    HHQ(settings if decay else paper_settings(settings)).fit(vectors, progress=False)
+    epochs = [0.01 * np.cos(np.pi / 2 * epoch / 10) ** 2 if decay else 0.01 for epoch in range(10)]
+    assert learning_rates == pytest.approx(np.repeat(epochs, 2).tolist())  # 600 documents are two steps an epoch
 
 
 def test_equal_seeds_give_equal_codes(vectors: NDArray[np.float32]) -> None:

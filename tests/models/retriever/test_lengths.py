@@ -43,8 +43,9 @@ def test_held_out_queries_choose(tiny_encoder: Path, tiny_data: Path, tmp_path: 
     """The tried lengths are powers of two; the first best one is the rule of the model."""
     model = training.run(tiny_recipe(tiny_encoder, quantizer=QUANTIZER), [tiny_data], tmp_path)
     rows = [row for row in log_of(tmp_path) if "documents_a_sid" in row]
-    tried = {row["documents_a_sid"]: row["generative_mrr"] + row["guided_mrr"] for row in rows}
-    assert list(tried) == [1, 2, 4, 8, 16]
+    names = [f"{walk}_{measure}" for walk in ("generative", "guided") for measure in ("mrr", "recall")]
+    tried = {row["documents_a_sid"]: sum(row[name] for name in names) for row in rows}
+    assert list(tried) == [1, 2, 4, 8, 16, 32]
     chosen = max(tried, key=lambda holders: (tried[holders], -holders))
     made, vectors = fitted(tmp_path)
     made.shorten(made.full_codes(vectors), chosen / 60)
@@ -55,7 +56,7 @@ def test_of_equal_lengths_the_longest_sids_are_kept(
     tiny_encoder: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The walks are told to find most with 2 and with 8 documents a SID; 2 it is, and no other rule is the same."""
-    scores = iter([0.2, 0.7, 0.3, 0.7, 0.1])
+    scores = iter([0.2, 0.7, 0.3, 0.7, 0.1, 0.0])
     monkeypatch.setattr(lengths, "walked_scores", lambda *_: {"generative_mrr": next(scores)})
     model = training.run(tiny_recipe(tiny_encoder, quantizer=QUANTIZER), [tiny_data], tmp_path)
     made, vectors = fitted(tmp_path)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
+from models.retriever.network import Encoder, Retriever
 from models.retriever.objectives import Scales, contrast, guided_loss, masked_loss, unmasked_loss
 from models.retriever.tree import CodeTree, build_tree, measure, reaches
 from service.index.regions import HANDFUL, OPTIMISM
@@ -28,7 +29,10 @@ def some_sids(seed: int, documents: int = 30) -> np.ndarray:
 
 
 def some_tree(seed: int) -> tuple[CodeTree, np.ndarray, np.ndarray]:
-    sids = some_sids(seed)
+    return tree_of(some_sids(seed), seed)
+
+
+def tree_of(sids: np.ndarray, seed: int) -> tuple[CodeTree, np.ndarray, np.ndarray]:
     vectors = np.random.default_rng(seed + 1).normal(size=(len(sids), 6)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return build_tree(sids, vectors, TOKENS, "cpu"), sids, vectors
@@ -57,6 +61,19 @@ def plain_reach(vectors: np.ndarray, query: np.ndarray, leaf: bool) -> float:
     return float(cosines.mean() + OPTIMISM * math.sqrt(2 * math.log(n) * variance))
 
 
+def test_every_token_has_the_scales_of_its_level() -> None:
+    """Set to other values than each other, level by level, so that none can stand in for another."""
+    retriever = Retriever(Encoder(torch.nn.Identity()), None, (2, 3), (1.0, 1.0, 1.0))
+    with torch.no_grad():
+        retriever.log_alone.copy_(torch.tensor([2.0, 3.0]).log())
+        retriever.log_beside.copy_(torch.tensor([5.0, 7.0]).log())
+        retriever.log_weight.copy_(torch.tensor(11.0).log())
+    scales = Scales.of(retriever)
+    assert scales.alone.tolist() == pytest.approx([2, 2, 3, 3, 3])
+    assert scales.beside.tolist() == pytest.approx([5, 5, 7, 7, 7])
+    assert scales.weight.tolist() == pytest.approx(11)
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), level=st.integers(0, 2))
 def test_csft_is_the_share_among_valid_children(seed: int, level: int) -> None:
@@ -83,6 +100,32 @@ def test_csft_is_the_share_among_valid_children(seed: int, level: int) -> None:
         wanted[0] += plain_loss(sids, document, level, alone)
         wanted[1] += plain_loss(sids, document, level, both)
     assert [float(x) for x in got] == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_the_guided_loss_has_slopes_through_the_decoder_and_through_the_geometry(level: int) -> None:
+    """Into the cosines, the query's vector and the weight, each what the loss rises by over a small step."""
+    tree, _, _ = some_tree(5)
+    generator = torch.Generator().manual_seed(2)
+    documents = torch.tensor([3, 8, 17, 21])
+    inputs = {
+        "cosine": torch.rand(4, TOKENS, generator=generator) * 2 - 1,
+        "query": normalize(torch.randn(4, 6, generator=generator), dim=1),
+        "weight": torch.tensor(4.0),
+    }
+
+    def loss(cosine: torch.Tensor, query: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        scales = Scales(torch.full((TOKENS,), 2.0), torch.full((TOKENS,), 2.0), weight)
+        return guided_loss(tree, level, documents, cosine, measure(tree, query), scales)
+
+    for name, value in inputs.items():
+        moved = value.clone().requires_grad_()
+        loss(**(inputs | {name: moved})).backward()
+        assert moved.grad is not None
+        direction = moved.grad / moved.grad.norm()
+        rise = [float(loss(**(inputs | {name: value + step * direction}))) for step in (-0.005, 0.005)]
+        assert float(moved.grad.norm()) > 0.05
+        assert (rise[1] - rise[0]) / 0.01 == pytest.approx(float(moved.grad.norm()), rel=0.02)
 
 
 def test_paths_lead_through_the_children_of_every_prefix_that_several_sids_share() -> None:
@@ -163,9 +206,17 @@ def test_distillation_teaches_what_the_dense_retriever_believes(level: int) -> N
 
 @pytest.mark.parametrize("distillation", [0.0, 0.6])
 @pytest.mark.parametrize("predecessor", [True, False])
-def test_looser_masks(predecessor: bool, distillation: float) -> None:
-    """The shares are among tokens seen after the predecessor, or all of the level; the teacher's among the children."""
-    tree, sids, vectors = some_tree(21)
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_looser_masks(level: int, predecessor: bool, distillation: float) -> None:
+    """The shares are among tokens seen after the predecessor, or all of the level; the teacher's among the children.
+
+    No SID begins with token 3; those of documents 9 and 2 have ended before level 2, that of 5 even before level 1.
+    """
+    sids = some_sids(21)
+    sids[:, 0] %= 3
+    sids[[9, 2], 2] = -1
+    sids[5, 1:] = -1
+    tree, _, vectors = tree_of(sids, 21)
     levels = torch.arange(3).repeat_interleave(torch.tensor(SIZES))
     generator = torch.Generator().manual_seed(1)
     cosine = torch.rand(4, TOKENS, generator=generator)
@@ -173,20 +224,24 @@ def test_looser_masks(predecessor: bool, distillation: float) -> None:
     scales = Scales(torch.full((TOKENS,), 3.0), torch.full((TOKENS,), 3.0), torch.tensor(3.0))
     documents = [0, 5, 9, 2]
     near = measure(tree, query, temperature=0.1)
-    got = unmasked_loss(tree, 1, torch.tensor(documents), cosine, near, scales, levels, distillation, predecessor)
+    got = unmasked_loss(tree, level, torch.tensor(documents), cosine, near, scales, levels, distillation, predecessor)
     wanted = 0.0
     for row, document in enumerate(documents):
-        before = sids[document, 0]
-        children = {int(s[1]) for s in sids if s[0] == before}
-        allowed = children if predecessor else set(range(4, 7))
+        target, prefix = int(sids[document, level]), tuple(sids[document, :level].tolist())
+        if target < 0:
+            continue  # it costs nothing that there is no further token
+        children = {int(sids[other, level]) for other in under(sids, prefix)} - {-1}
+        seen = {int(sid[level]) for sid in sids if level == 0 or sid[level - 1] == prefix[-1]} - {-1}
+        allowed = seen if predecessor else set(range(OFFSETS[level], OFFSETS[level] + SIZES[level]))
         total = sum(math.exp(3 * float(cosine[row, token])) for token in allowed)
         log_p = {token: 3 * float(cosine[row, token]) - math.log(total) for token in allowed}
         chance = {
-            token: sum(math.exp(vectors[m] @ query[row].numpy() / 0.1) for m in under(sids, (int(before), token)))
+            token: sum(math.exp(vectors[m] @ query[row].numpy() / 0.1) for m in under(sids, (*prefix, token)))
             for token in children
         }
         taught = sum(chance[token] / sum(chance.values()) * log_p[token] for token in children)
-        wanted -= (1 - distillation) * log_p[int(sids[document, 1])] + distillation * taught
+        wanted -= (1 - distillation) * log_p[target] + distillation * taught
+    assert wanted > 0
     assert float(got) == pytest.approx(wanted, rel=1e-4)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -237,3 +238,39 @@ async def test_failure_of_our_own_is_a_500_without_its_reason() -> None:
         assert answer.headers["x-request-id"] in problem["detail"]
         pipeline.error = None
         assert (await client.post("/v1/search", json={"query": "a"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({"query": "a" + "\u0300" * 40_000 + "\u0316" * 40_000}, 422, "80000 combining characters in a row"),
+        ({"queries": ["a"], "histories": [[1] * 100] * 3000}, 422, "valid string"),
+        ({"query": "a"} | {f"unknown{n}": 1 for n in range(20_000)}, 400, "20001 members, more than 100"),
+        ({"queries": ["a"] * 64, "top_k": 1000}, 422, "64 queries, together more than 16384"),
+        ({"queries": ["a"] * 64, "beam_width": 1000}, 422, "64 queries, together more than 16384"),
+    ],
+)
+async def test_what_would_keep_everybody_waiting_is_refused_at_once(body: Any, status: int, words: str) -> None:
+    async with client_of(create_app(FakePipeline(), make_settings())) as client:
+        begin = time.perf_counter()
+        answer = await client.post("/v1/search", json=body)
+        assert words in json.dumps(check_problem(answer, status))
+        assert time.perf_counter() - begin < 2  # putting 80,000 accents in order takes a minute
+
+
+async def test_accents_as_languages_have_them_are_put_in_order() -> None:
+    pipeline = FakePipeline()
+    async with client_of(create_app(pipeline, make_settings())) as client:
+        answer = await client.post("/v1/search", json={"query": "a\u0301\u0323" + "e\u0301" * 100})
+        assert answer.status_code == 200
+        assert pipeline.searches[-1][0] == ["\u1ea1\u0301" + "\u00e9" * 100]
+
+
+async def test_refused_bodies_are_counted_under_their_route() -> None:
+    app = create_app(FakePipeline(), make_settings())
+    async with client_of(app) as client:
+        assert (await client.post("/v1/search", content=b"{", headers=JSON)).status_code == 400
+        assert (await client.post("/nowhere", content=b"{", headers=JSON)).status_code == 400
+        text = (await client.get("/metrics")).text
+    assert 'rhumb_request_seconds_count{route="/v1/search",status="400"} 1.0' in text
+    assert 'rhumb_request_seconds_count{route="unmatched",status="400"} 1.0' in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -13,9 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
+from service.http import server
 from service.http.engine import Engine
 from service.http.readiness import CANARY_SECONDS
 from service.http.server import ListenError, bind
+from service.index.documents import Document
 from service.ops.cache import LocalCache
 from service.ops.metrics import Metrics
 from tests.service.http.fakes import FakePipeline, running, wait_until
@@ -298,3 +301,69 @@ def test_taken_port_is_named_with_the_remedy() -> None:
 def test_unknown_host_is_named_with_the_remedy() -> None:
     with pytest.raises(ListenError, match="RHUMB_HOST"):
         bind("no such host", 8080)
+
+
+@pytest.mark.parametrize("last", [b"\r\n", b""])
+def test_bytes_that_begin_no_request_do_not_hold_a_connection(last: bytes) -> None:
+    with running(FakePipeline(), body_timeout_seconds=0.5) as (_, port, _):
+        begin = time.monotonic()
+        answer = talk(port, b"GET /livez HTTP/1.1\r\nhost: t\r\n\r\n", b"\r\n" + last, pause=0.2)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"HTTP/1.1 408 " in answer
+        assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize("length", [b"content-length: 1000000000", b"transfer-encoding: chunked"])
+def test_a_body_where_none_belongs_is_refused_unread(length: bytes) -> None:
+    with running(FakePipeline()) as (_, port, _):
+        answer = talk(port, b"GET /livez HTTP/1.1\r\nhost: t\r\n" + length + b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"takes no body" in answer
+        assert b"connection: close" in answer.lower()
+
+
+def test_a_connection_too_many_gets_a_503_and_the_others_go_on() -> None:
+    with running(FakePipeline(), max_connections=2) as (_, port, _), contextlib.ExitStack() as open_ones:
+        first, _ = (open_ones.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)) for _ in "12")
+        first.sendall(b"GET /livez HTTP/1.1\r\nhost: t\r\n\r\n")
+        assert first.recv(65536).startswith(b"HTTP/1.1 200 ")
+        refused = talk(port)
+        assert refused.startswith(b"HTTP/1.1 503 ")
+        assert b"application/problem+json" in refused
+        assert b"retry-after: 1" in refused
+        first.sendall(b"GET /livez HTTP/1.1\r\nhost: t\r\n\r\n")
+        assert first.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_that_never_reads_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "KEEP_ALIVE_SECONDS", 1)
+    with running(FakePipeline([Document("a", "a", "x" * 20_000_000)])) as (_, port, _), socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", port))
+        connection.sendall(b"GET /v1/documents/a HTTP/1.1\r\nhost: t\r\n\r\n")
+        time.sleep(3)
+        connection.settimeout(5)
+        received = 0
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := connection.recv(1 << 20):
+                received += len(chunk)
+        assert received < 20_000_000
+
+
+def test_two_servers_cannot_take_one_port() -> None:
+    with bind("127.0.0.1", 0) as bound, pytest.raises(ListenError, match="RHUMB_METRICS_PORT"):
+        bind("127.0.0.1", bound.getsockname()[1], "RHUMB_METRICS_PORT")
+
+
+def test_probes_may_ask_for_the_head_alone() -> None:
+    with running(FakePipeline()) as (url, _, _):
+        for path in ("/livez", "/readyz"):
+            answer = httpx.head(url + path)
+            assert answer.status_code == 200
+            assert answer.content == b""
+
+
+@pytest.mark.parametrize("host", ["..", "a" * 70, "no such host"])
+def test_what_is_no_host_is_refused_with_the_remedy(host: str) -> None:
+    with pytest.raises(ListenError, match="choose another with RHUMB_HOST"):
+        bind(host, 0)

@@ -216,3 +216,11 @@ def test_leftovers_of_an_artefact_with_a_longer_name_stay(tmp_path: Path) -> Non
     (tmp_path / ".model.v2.abcd_123.partial").mkdir()
     make(tmp_path / "model")
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_model_is_not_replaced_by_a_bundle(tmp_path: Path) -> None:
+    manifest = make(tmp_path / "model")
+    message = "is a model and would be replaced by a bundle: choose another folder"
+    with pytest.raises(ArtefactError, match=message), new_artefact(tmp_path / "model", replace=True, kind="bundle"):
+        pytest.fail("refused before any work is done")
+    verify_files(tmp_path / "model", manifest)

@@ -79,6 +79,14 @@ BUNDLE_MISTAKES: dict[str, tuple[Spoil, str]] = {
     "order": (array("trie_child.npy", lambda c: c[::-1].copy()), "do not belong to one trie of 56 nodes"),
     "regions": (array("regions.npy", lambda r: r[:-1]), r"regions\.npy"),
     "region numbers": (array("trie_region.npy", lambda r: r + 9), r"trie_region\.npy' names regions 8 to \d+ of \d"),
+    "one region more": (
+        array("trie_region.npy", lambda r: np.where(r == r.max(), r.max() + 1, r)),
+        r"trie_region\.npy' names regions -1 to (\d+) of \1:",
+    ),
+    "region without rows": (
+        array("region_start.npy", lambda s: np.concatenate([s[:1], s[:1], s[2:]])),
+        r"region_start\.npy' does not divide",
+    ),
     "region starts": (array("region_start.npy", lambda s: s[::-1].copy()), r"region_start\.npy' does not divide"),
     "region rests": (array("region_rest.npy", lambda r: r - 1), r"region_rest\.npy' holds numbers below 0"),
     "pickle": (

@@ -75,6 +75,9 @@ def test_the_last_line_needs_no_line_end(tmp_path: Path) -> None:
         (b'{"_id": "b", "text": "x", "metadata": 3}', "metadata", "is of type int, not an object"),
         (b'{"_id": "b", "text": "x", "k": 1, "metadata": {"k": 2}}', "k", "occurs beside metadata"),
         (b'{"_id": "b", "text": "x", "text": "y"}', "text", "occurs twice"),
+        (b'{"_id": "b\\nc", "text": "x"}', "_id", "holds a control character at position 1"),
+        (b'{"_id": "' + b"b" * 4097 + b'", "text": "x"}', "_id", "has 4097 characters, more than 4096"),
+        (b'{"_id": "b", "text": "x", "m": ' + b"[" * 101 + b"]" * 101 + b"}", "m", "is nested 101 deep"),
         (b'{"_id": "b", "text": "x", "n": ' + b"1" * 5000 + b"}", None, "is not JSON"),
     ],
 )

@@ -157,12 +157,28 @@ def test_file_of_another_trie_is_refused_by_name(tmp_path: Path, attribute: str)
 
 @pytest.mark.parametrize(
     ("attribute", "place", "value"),
-    [("child_M", 1, 0), ("child_M", 3, 9), ("lo_M", 2, 4), ("token_M", 1, 60_000), ("sids_NL", (0, 0), 65_535)],
+    [
+        ("child_M", 1, 0),
+        ("child_M", 3, 9),
+        ("lo_M", 2, 4),
+        ("token_M", 1, 60_000),
+        ("token_M", 4, 5),  # the model has tokens 0 to 4
+        ("sids_NL", (0, 0), 65_535),
+        ("sids_NL", (3, 1), 5),
+    ],
 )
 def test_damaged_nodes_are_found_by_verification(attribute: str, place: int | tuple[int, int], value: int) -> None:
     trie, _ = build_trie(np.array([[0, 3], [1, 3], [1, 4], [1, -1]], np.int32))
     getattr(trie, attribute)[place] = value
     with pytest.raises(ValueError, match=r"build the bundle again|index the corpus"):
+        verify_trie(trie, 5)
+
+
+@pytest.mark.parametrize("node", [0, 1, 2])
+def test_a_node_that_is_its_own_first_child_is_refused(node: int) -> None:
+    trie, _ = build_trie(np.array([[0, 3], [1, 3], [1, 4], [1, -1]], np.int32))
+    trie.child_M[: node + 1] = np.minimum(trie.child_M[: node + 1], node)
+    with pytest.raises(ValueError, match=r"trie_child\.npy: the children are not numbered breadth-first"):
         verify_trie(trie, 5)
 
 

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from service.ops.settings import (
     Settings,
     SettingsError,
+    default_cache_folder,
     load_settings,
     settings_markdown,
     settings_table,
@@ -73,3 +74,29 @@ def test_misspelt_variable_gets_the_nearest_name() -> None:
 def test_secret_does_not_print(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RHUMB_REDIS_URL", "redis://:hunter2@redis")
     assert "hunter2" not in repr(load_settings())
+
+
+@pytest.mark.parametrize("url", ["redis://localhost:abc", "redis://user:se#cret@host:6379/0"])
+def test_a_redis_url_that_is_none_is_refused_without_being_shown(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RHUMB_REDIS_URL", url)
+    with pytest.raises(SettingsError, match=r"RHUMB_REDIS_URL: .*host:port/database") as caught:
+        load_settings()
+    assert "se" not in str(caught.value).partition("RHUMB_REDIS_URL")[2].partition("(")[0].split()
+    assert "cret" not in str(caught.value)
+
+
+def test_metrics_need_a_port_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RHUMB_METRICS_PORT", "9000")
+    assert load_settings(port=9001).metrics_port == 9000
+    with pytest.raises(SettingsError, match=r"RHUMB_METRICS_PORT: .*port 9000 is the API's"):
+        load_settings(port=9000)
+
+
+def test_a_user_without_a_home_has_a_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", staticmethod(homeless))
+    assert default_cache_folder().name == "rhumbline"

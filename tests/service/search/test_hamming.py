@@ -66,6 +66,18 @@ def test_every_width_equals_brute_force_with_padding_and_a_query_remainder(words
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("queries", [1, 4])
+@pytest.mark.parametrize("documents", [31, 32, 33, 63, 64, 65])
+def test_the_zeros_that_fill_the_last_block_are_no_documents(documents: int, queries: int, kernel: KernelName) -> None:
+    """They would be the nearest to queries of zeros."""
+    codes = random_codes(np.random.default_rng(documents), documents, 2) | np.uint64(1)
+    asked = np.zeros((queries, 2), np.uint64)
+    with HammingIndex.from_codes(codes, kernel=kernel) as index:
+        for k in (1, documents):
+            assert_same(hamming_topk(index, asked, k), brute_force(codes, asked, k))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @given(
     documents=st.integers(1, 400),
     words=st.integers(1, 13),

@@ -68,10 +68,11 @@ def test_order_equals_a_plain_sort(ranking: Ranking, seed: int, sizes: list[int]
         assert ranked.score_QK[query, :size].tolist() == [-row[0] for row in expected]
 
 
+@pytest.mark.parametrize("ranking", ["lexicographic", "fused"])
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**16), sizes=st.lists(st.integers(1, 6), min_size=1, max_size=8), top_k=st.integers(1, 20))
 def test_a_document_counts_its_own_cosine_in_the_place_of_its_leafs_reach(
-    seed: int, sizes: list[int], top_k: int
+    ranking: Ranking, seed: int, sizes: list[int], top_k: int
 ) -> None:
     """Guided beams: what the decoder changed, plus 4 times the best cosine of a leaf; documents have their own."""
     rng = np.random.default_rng(seed)
@@ -83,10 +84,11 @@ def test_a_document_counts_its_own_cosine_in_the_place_of_its_leafs_reach(
     order = np.argsort(-(gains + 4 * reach), kind="stable")
     beams = make_beams([(int(bounds[i]), int(bounds[i + 1]), gains[i] + 4 * reach[i]) for i in order])
     beams = replace(beams, geometry_QB=4 * reach[order][None], weight=4.0)
-    ranked = rank(beams, "lexicographic", top_k, query, documents)
+    ranked = rank(beams, ranking, top_k, query, documents, 0.5)
     leaf = np.repeat(np.arange(len(sizes)), sizes)
-    scores = gains[leaf] + 4 * cosines
-    expected = sorted(range(len(documents)), key=lambda d: (-scores[d], -cosines[d], d))[:top_k]
+    scores = gains[leaf] + 4 * cosines + (0.5 * cosines if ranking == "fused" else 0)
+    ties = -cosines if ranking == "lexicographic" else np.zeros(len(cosines))
+    expected = sorted(range(len(documents)), key=lambda d: (-scores[d], ties[d], d))[:top_k]
     assert ranked.position_QK[0, : len(expected)].tolist() == expected
     assert ranked.score_QK[0, : len(expected)].tolist() == scores[expected].tolist()
 
