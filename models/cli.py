@@ -52,7 +52,9 @@ def train(
             chosen = chosen.model_copy(update={"encoder": chosen.encoder.model_copy(update={"name": encoder})})
         if seed is not None:
             chosen = chosen.model_copy(update={"seed": seed})
-        trained = run(chosen, data, out, device, resume, history or chosen.text.history_count)
+        if history:
+            chosen = chosen.model_copy(update={"text": chosen.text.model_copy(update={"history_count": history})})
+        trained = run(chosen, data, out, device, resume, chosen.text.history_count)
     Console().print(f"{trained}\n[dim]next:[/dim] rhumb index --model {trained} --corpus {data[0]} --out BUNDLE")
 
 

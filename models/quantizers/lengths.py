@@ -101,7 +101,15 @@ class Shortened(RuledQuantizer):
         self._base = make_quantizer(table | {"level_sizes": list(settings.level_sizes)})
         if isinstance(self._base, RuledQuantizer):
             raise QuantizerError(f"base {settings.base!r} has a length rule of its own: choose a base of fixed length")
+        if not self._base.in_vector_space:
+            raise QuantizerError(
+                f"base {settings.base!r} has codes in a space of its own: choose one beside the vectors"
+            )
         self.kind = self._base.kind  # type: ignore[misc]  # here it is the base's, so of the object
+
+    def state(self) -> QuantizerState:
+        """Give what a model stores; its kind is what the base's settings make it."""
+        return super().state()._replace(kind=self._chooser().state().kind)
 
     @classmethod
     def from_state(cls, state: QuantizerState, base: str | None = None) -> Self:

@@ -25,7 +25,7 @@ from models.retriever.joint_losses import diversity_loss, global_loss, local_los
 from models.retriever.network import Retriever
 from models.retriever.objectives import contrast
 from models.retriever.recipe import JointTable
-from models.retriever.stages import Pair, Work, encode_in_blocks, ends_step
+from models.retriever.stages import Pair, Work, encode_in_blocks, ends_step, known_relevant
 
 
 @dataclass
@@ -123,11 +123,12 @@ def joint_losses(joint: Joint, pairs: Sequence[Pair]) -> dict[str, Tensor]:
         codes_GL = hard_codes(joint.codebooks, x_GD, joint.quantizer.settings.scaled_cosine)
     hidden_BLD = soft_hidden(work, states, mask, decoder_reads(joint, path)[label_B])
     scale_L = retriever.log_alone.exp()
+    known_BG = known_relevant(work, queries, rows_G, label_B)
     return {
         "generative": next_token_loss(hidden_BLD, joint.heads, scale_L, codes_GL[label_B], retriever.unit_heads),
         "reconstruction": global_loss(x_GD, path.vectors_GLD),
         "local": local_loss(path.residuals_GLD, joint.codebooks, path.codes_GL, table.beta),
-        "contrast": contrast(vector_BD, x_GD, label_B, work.objective.temperature),
+        "contrast": contrast(vector_BD, x_GD, label_B, work.objective.temperature, known_BG),
         "diversity": diversity_loss(path.weights),
     }
 

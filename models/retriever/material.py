@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from models.data import Dataset
 from models.retriever.batches import Texts, tokenize
 from models.retriever.pseudo_queries import generate_pseudo_queries, read_pseudo_queries, sample_extractive
-from models.retriever.recipe import Recipe
+from models.retriever.recipe import Recipe, RecipeError
 from models.retriever.stages import Pair
 from service.model.text import document_text, query_text
 
@@ -44,29 +44,37 @@ class Material:
 def gather(datasets: Sequence[Dataset], recipe: Recipe, tokenizer: Tokenizer) -> Material:
     """Tokenize one or several data sets as one corpus; of their splits train and dev only."""
     settings = recipe.text
+    if len(datasets) > 1 and recipe.pseudo_queries.source == "file":
+        raise RecipeError(
+            "pseudo_queries.source = 'file' names documents of one data set: train on one, or sample them"
+        )
     documents: list[str] = []
     texts: list[str] = []
     real: list[Pair] = []
     pseudo: list[Pair] = []
     dev: list[Pair] = []
-    followed: set[int] = set()
-    for dataset in datasets:
+    owners: list[tuple[int, str]] = []  # of each real pair: its data set and query
+    followed: set[tuple[int, str]] = set()
+    for number, dataset in enumerate(datasets):
         base = len(documents)
         documents += [document_text(d.title, d.text, settings) for d in dataset.documents]
         earlier = dataset.followed("train") if "train" in dataset.qrels else set()
         for split, pairs in (("train", real), ("dev", dev)):
             for query, document in dataset.pairs(split) if split in dataset.qrels else []:
                 history = dataset.histories.get(query, ())
-                if split == "train" and query in earlier:
-                    followed.add(len(real))
+                if split == "train":
+                    owners.append((number, query))
+                    followed |= {owners[-1]} if query in earlier else set()
                 pairs.append((len(texts), base + document))
                 texts.append(query_text(dataset.queries[query], history, settings))
         for text, document in make_pseudo_queries(dataset, recipe):
             pseudo.append((len(texts), base + document))
             texts.append(query_text(text, (), settings))
-    order = np.random.default_rng(recipe.seed).permutation(len(real)).tolist()
-    last = [row for row in order if row not in followed]
-    held = set() if dev else set(last[: int(recipe.dev_share * len(real))])
+    asked = list(dict.fromkeys(owners))  # queries, not pairs: what is held out must not be trained on
+    order = np.random.default_rng(recipe.seed).permutation(len(asked)).tolist()
+    last = [asked[place] for place in order if asked[place] not in followed]
+    chosen = set() if dev else set(last[: int(recipe.dev_share * len(asked))])
+    held = {row for row, owner in enumerate(owners) if owner in chosen}
     return Material(
         documents=tokenize(tokenizer, documents, settings.max_document_tokens),
         queries=tokenize(

@@ -64,7 +64,9 @@ def read_pseudo_queries(path: Path, positions: dict[str, int]) -> list[tuple[str
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                pairs.append((str(row["text"]), positions[row["_id"]]))
+                if not isinstance(row["text"], str):
+                    raise TypeError(f"text is of type {type(row['text']).__name__}")
+                pairs.append((row["text"], positions[row["_id"]]))
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 wanted = 'an object with "_id" of a document of the corpus and "text"'
                 raise PseudoQueryError(f"{path}:{number}: expected {wanted} ({error!r})") from None

@@ -180,13 +180,27 @@ class Recipe(Table):
             return self
         if (system := self.quantizer.get("system")) != "dgi":
             raise ValueError(f"a joint stage needs quantizer.system = 'dgi', not {system!r}")
-        if not self.decoder.layers:
-            raise ValueError("a joint stage needs a decoder: decoder.layers is 0")
         if self.objective.constraint != "none" and self.stage[-1].objective == "joint":
             raise ValueError(
                 "a joint stage predicts codes among all of a level: set objective.constraint = 'none' and guided = 0, "
                 f"or end with a decode stage that trains with constraint = {self.objective.constraint!r}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _decoder_learns(self) -> Recipe:
+        kinds = [stage.objective for stage in self.stage]
+        uses_codes = [kind != "contrast" for kind in kinds]
+        if any(uses_codes) and not self.decoder.layers:
+            raise ValueError(f"a {kinds[uses_codes.index(True)]} stage needs a decoder: decoder.layers is 0")
+        if not any(uses_codes):
+            if self.decoder.layers:
+                raise ValueError("no stage trains the decoder: add a decode stage, or set decoder.layers = 0")
+            return self
+        if not all(uses_codes[uses_codes.index(True) :]):
+            raise ValueError("a contrast stage follows one that uses codes, and would move the vectors away: reorder")
+        if "decode" in kinds and not self.objective.generative and not self.objective.guided:
+            raise ValueError("objective.generative and objective.guided are 0: a decode stage would learn nothing")
         return self
 
     @model_validator(mode="after")

@@ -42,8 +42,11 @@ class Run:
     shelf: Shelf
     vectors_ND: Tensor | None = None
     fitted: bool = False
+    # of the stage that runs: its best epoch, how many passed since, and how far its teacher is trusted
     best: dict[str, Tensor] = field(default_factory=dict)
     best_score: float = -1.0
+    without_gain: int = 0
+    distillation: float | None = None
 
     @property
     def bf16(self) -> bool:
@@ -51,9 +54,10 @@ class Run:
         return self.recipe.bf16
 
     def fingerprint(self) -> str:
-        """What a checkpoint must agree with: the recipe and the token ids of the data."""
+        """What a checkpoint must agree with: the recipe, the token ids of the data, and which belong together."""
         material = self.material
-        body = json.dumps([self.recipe.model_dump(mode="json"), material.documents.ids, material.queries.ids])
+        texts, pairs = [material.documents.ids, material.queries.ids], [material.real, material.pseudo]
+        body = json.dumps([self.recipe.model_dump(mode="json"), *texts, *pairs, material.held_out])
         return hashlib.sha256(body.encode()).hexdigest()
 
     def log(self, **row: object) -> None:
@@ -73,6 +77,11 @@ def start_run(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: st
     backbone = load_backbone(recipe.encoder.name, recipe.encoder.dropout)
     freeze(backbone, recipe)
     quantizer = make_quantizer({"seed": recipe.seed} | recipe.quantizer)
+    if (most := max(quantizer.level_sizes)) > len(material.documents):
+        raise RecipeError(
+            f"quantizer.level_sizes has a level of {most} codes for {len(material.documents)} documents: "
+            "use fewer codes, or more documents"
+        )
     if recipe.objective.constraint == "none" and isinstance(quantizer, RuledQuantizer) and quantizer.skips_levels:
         raise RecipeError(
             "objective.constraint = 'none' normalises over the level of each position, and "
@@ -118,6 +127,8 @@ def freeze(backbone: torch.nn.Module, recipe: Recipe) -> None:
     table = recipe.encoder
     parts = [module for name, module in backbone.named_modules() if name.endswith("embeddings")]
     layers = next((m for n, m in backbone.named_modules() if isinstance(m, torch.nn.ModuleList) and n), None)
+    if table.freeze_layers > len(layers or []):
+        raise RecipeError(f"encoder.freeze_layers is {table.freeze_layers}, the encoder has {len(layers or [])} layers")
     chosen = (parts if table.freeze_embeddings else []) + list(layers[: table.freeze_layers] if layers else [])
     for module in chosen:
         module.requires_grad_(False)
@@ -133,13 +144,18 @@ def restore(run: Run, model: dict[str, Tensor], extra: dict[str, Tensor]) -> Non
     if learnt:
         run.quantizer.restore(learnt)
     run.best = {name.removeprefix("best."): t for name, t in extra.items() if name.startswith("best.")}
-    run.best_score = float(extra["best_score"]) if "best_score" in extra else -1.0
+    run.best_score, run.without_gain = float(extra["best_score"]), int(extra["without_gain"])
+    run.distillation = float(extra["distillation"]) if "distillation" in extra else None
 
 
 def extras(run: Run) -> dict[str, Tensor]:
     """What a checkpoint keeps beside the network."""
     kept = {f"quantizer.{name}": tensor for name, tensor in run.quantizer.learnt().items()}
-    kept |= {f"best.{name}": tensor for name, tensor in run.best.items()} | {"best_score": torch.tensor(run.best_score)}
+    kept |= {f"best.{name}": tensor for name, tensor in run.best.items()}
+    kept |= {"best_score": torch.tensor(run.best_score, dtype=torch.float64)}
+    kept |= {"without_gain": torch.tensor(run.without_gain)}
+    if run.distillation is not None:
+        kept |= {"distillation": torch.tensor(run.distillation, dtype=torch.float64)}
     return kept | ({"vectors": run.vectors_ND} if run.vectors_ND is not None else {})
 
 

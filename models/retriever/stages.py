@@ -6,8 +6,8 @@ Legend: B queries of a batch, G documents of a batch, N documents, L levels, D d
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from rich.progress import Progress, TaskID
@@ -44,6 +44,7 @@ class Work:
     tree: CodeTree | None = None
     cache: StateCache | None = None
     distillation: float = 0.0  # of the objective, as far as the teacher is trusted
+    relevant: Mapping[int, frozenset[int]] = field(default_factory=dict)  # see `asked_for_several`
 
     def encode(self, texts: Texts, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors, token states and mask, with gradients where the encoder learns."""
@@ -75,12 +76,35 @@ def contrast_epoch(work: Work, seed: str) -> dict[str, float]:
         fresh_GD = encode_in_blocks(work, shown_G, list(range(len(rows_G))))
         vector_BD = encode_in_blocks(work, work.queries, [query for query, _ in pairs_B])
         label_B = torch.tensor([place for _, place in pairs_B], device=work.device)
-        loss = contrast(vector_BD, fresh_GD, label_B, work.objective.temperature)
+        known_BG = known_relevant(work, [query for query, _ in pairs_B], rows_G, label_B)
+        loss = contrast(vector_BD, fresh_GD, label_B, work.objective.temperature, known_BG)
         work.step(loss, ends_step(count, len(batches), work.stage.accumulate))
         work.vectors_ND[torch.tensor(rows_G, device=work.device)] = fresh_GD.detach()
         total, seen = total + float(loss.detach()) * len(pairs_B), seen + len(pairs_B)
         work.bar.update(work.task, advance=1, loss=f"{total / seen:.3f}")
     return {"contrast": total / seen}
+
+
+def asked_for_several(queries: Texts, pairs: Sequence[Pair]) -> dict[int, frozenset[int]]:
+    """Give the rows of queries whose text asks for several documents, with all of these."""
+    documents: dict[tuple[int, ...], set[int]] = {}
+    for query, document in pairs:
+        documents.setdefault(tuple(queries.ids[query]), set()).add(document)
+    found = {query: documents[tuple(queries.ids[query])] for query, _ in pairs}
+    return {query: frozenset(wanted) for query, wanted in found.items() if len(wanted) > 1}
+
+
+def known_relevant(work: Work, queries_B: list[int], documents_K: Sequence[int], label_B: Tensor) -> Tensor | None:
+    """Mark (B, K) the documents that a query asks for beside its own: no negatives. None where there are none."""
+    several = [(row, query) for row, query in enumerate(queries_B) if query in work.relevant]
+    if not several:
+        return None
+    columns = {document: column for column, document in enumerate(documents_K)}
+    known_BK = torch.zeros(len(queries_B), len(documents_K), dtype=torch.bool)
+    for row, query in several:
+        known_BK[row, [columns[document] for document in work.relevant[query] if document in columns]] = True
+    known_BK[torch.arange(len(queries_B)), label_B.cpu()] = False
+    return known_BK.to(label_B.device)
 
 
 def ends_step(count: int, batches: int, accumulate: int) -> bool:
@@ -165,7 +189,8 @@ def decode_epoch(work: Work, seed: str) -> dict[str, float]:
         vector_BD, states, mask = work.cache.batch(queries) if work.cache else work.encode(work.queries, queries)
         losses = path_losses(work, vector_BD, states, mask, documents_B)
         if moving:
-            losses["contrast"] = contrast(vector_BD, work.vectors_ND, documents_B, work.objective.temperature)
+            known_BN = known_relevant(work, queries, range(len(work.vectors_ND)), documents_B)
+            losses["contrast"] = contrast(vector_BD, work.vectors_ND, documents_B, work.objective.temperature, known_BN)
             losses["anchor"] = anchor_loss(work, f"{seed}/{count}")
         work.step(weighted(losses, work), ends_step(count, len(batches), work.stage.accumulate))
         seen += len(batch)

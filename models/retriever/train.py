@@ -38,7 +38,7 @@ from models.retriever.run import (
     start_run,
 )
 from models.retriever.shelf import Shelf
-from models.retriever.stages import Work, contrast_epoch, decode_epoch
+from models.retriever.stages import Work, asked_for_several, contrast_epoch, decode_epoch
 from models.retriever.validate import calibrate, exact_ranks, mean_reciprocal_rank, walked_scores
 
 
@@ -80,7 +80,7 @@ def train(
 
 def prepare(run: Run, stage: Stage) -> None:
     """Before a stage: encode the documents as the encoder stands; before codes are first needed, fit the codebooks."""
-    run.best, run.best_score = {}, -1.0
+    run.best, run.best_score, run.without_gain, run.distillation = {}, -1.0, 0, None
     vectors_ND = encode_documents(run) if run.vectors_ND is None else run.vectors_ND
     if stage.objective != "contrast" and not run.fitted:
         if hasattr(run.quantizer, "interactions_N"):  # head and tail by how often train queries ask for a document
@@ -171,12 +171,15 @@ def set_up(run: Run, stage: Stage) -> tuple[Work, torch.optim.Optimizer, Schedul
         step=step,
         bar=bar,
         task=bar.add_task(stage.name, total=batches * stage.epochs, loss=""),
+        relevant=asked_for_several(run.material.queries, pairs),
     )
     if stage.objective == "decode":
         work.tree = make_tree(run)
     if stage.objective != "contrast" and not stage.encoder_lr:
         work.cache = run.shelf.states(retriever.encoder, run.material.queries, run.device, run.bf16)
-    work.distillation = trusted_distillation(run, work)
+    if run.distillation is None:  # a run that goes on keeps what its stage began with
+        run.distillation = trusted_distillation(run, work)
+    work.distillation = run.distillation
     return work, optimizer, schedule
 
 
@@ -205,10 +208,11 @@ def run_epochs(
 ) -> None:
     """The epochs of one stage, each seeded by its own number, checkpointed, and validated on held-out queries."""
     stage = work.stage
-    without_gain = 0
     with work.bar:
         work.bar.update(work.task, completed=first * (work.bar.tasks[0].total or 0) / stage.epochs)
         for epoch in range(first, stage.epochs):
+            if stage.patience and run.without_gain >= stage.patience:
+                break
             seed = f"{run.recipe.seed}/{number}/{epoch}"
             torch.manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4]))
             began = time.monotonic()
@@ -216,11 +220,9 @@ def run_epochs(
             scores = walked_scores(work, run.material.held_out)
             named = {f"{name}_loss": loss for name, loss in losses.items()} | scores
             run.log(stage=stage.name, epoch=epoch + 1, **named, seconds=time.monotonic() - began)
-            without_gain = keep_best(run, stage, scores, without_gain)
+            keep_best(run, stage, scores)
             place = Place(number, epoch + 1, schedule.taken)
             save_checkpoint(checkpoint_path, place, fingerprint, run.retriever, optimizer, extras(run))
-            if stage.patience and without_gain >= stage.patience:
-                break
     if run.best:
         run.retriever.load_state_dict(run.best)
     if number == len(run.recipe.stage) - 1:
@@ -249,15 +251,14 @@ def run_epoch(run: Run, work: Work, schedule: Schedule, seed: str) -> dict[str, 
     return contrast_epoch(work, seed) if work.stage.objective == "contrast" else decode_epoch(work, seed)
 
 
-def keep_best(run: Run, stage: Stage, scores: dict[str, float], without_gain: int) -> int:
-    """Remember the best decode epoch by the sum of its walks; returns how many epochs went by without a gain."""
+def keep_best(run: Run, stage: Stage, scores: dict[str, float]) -> None:
+    """Remember the best decode epoch by the sum of its walks, and count the epochs since."""
     if stage.objective != "decode" or not stage.patience or not scores:
-        return 0
-    if sum(scores.values()) <= run.best_score:
-        return without_gain + 1
-    run.best_score = sum(scores.values())
-    run.best = {name: tensor.detach().clone() for name, tensor in run.retriever.state_dict().items()}
-    return 0
+        return
+    run.without_gain += 1
+    if sum(scores.values()) > run.best_score:
+        run.best_score, run.without_gain = sum(scores.values()), 0
+        run.best = {name: tensor.detach().clone() for name, tensor in run.retriever.state_dict().items()}
 
 
 def run(

@@ -180,6 +180,12 @@ def test_a_sequence_is_valid_when_it_begins_with_a_whole_identifier() -> None:
     assert valid_share(tokens, valid, (1, 2, 4)) == {1: 1.0, 2: 0.5, 4: 0.5}
 
 
+def test_an_identifier_counts_once_however_often_it_is_written() -> None:
+    """What stands behind a whole identifier means nothing: ten ways to go on are one identifier."""
+    tokens = np.array([[[0, 4, place] for place in range(10)] + [[1, 5, 7]]])
+    assert valid_share(tokens, {(0,), (1, 5)}, (1, 2, 10, 11)) == {1: 1.0, 2: 0.5, 10: 0.1, 11: 2 / 11}
+
+
 def test_run_files_hold_every_row_in_six_columns(compared: tuple[Comparison, Path]) -> None:
     found, runs = compared
     assert {path.stem for path in runs.iterdir()} == {row.name for row in found.rows}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.popularity import Bucket, hits_by_popularity
+from models.popularity import Bucket, head_mask, hits_by_popularity
 
 
 def test_head_and_tail_are_counted_apart() -> None:
@@ -63,3 +63,23 @@ def test_counts_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         hits_by_popularity(np.array(frequency, int), np.array(documents, int), np.array(hits, bool))
+
+
+@given(
+    frequencies=st.lists(st.integers(0, 6), min_size=1, max_size=40),
+    share=st.floats(0.01, 0.99),
+    seed=st.integers(0, 9),
+)
+def test_the_head_is_the_same_in_every_order(frequencies: list[int], share: float, seed: int) -> None:
+    frequency_N = np.array(frequencies)
+    order = np.random.default_rng(seed).permutation(len(frequency_N))
+    head_N = head_mask(frequency_N, share)
+    np.testing.assert_array_equal(head_mask(frequency_N[order], share), head_N[order])
+    assert frequency_N[head_N].min() > frequency_N[~head_N].max(initial=-1)
+    sizes = [int((frequency_N >= least).sum()) for least in set(frequencies)]
+    assert abs(head_N.sum() - share * len(head_N)) == min(abs(size - share * len(head_N)) for size in sizes)
+
+
+def test_a_head_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"got 0\.2 of 0"):
+        head_mask(np.zeros(0, int), 0.2)

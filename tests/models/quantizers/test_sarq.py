@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from models.quantizers.base import Quantizer, QuantizerError, codes_to_tokens, make_quantizer
+from models.quantizers.base import Quantizer, QuantizerError, codes_to_tokens, make_quantizer, tokens_to_codes
 from models.quantizers.sarq import SARQ, budget, path_information, path_rule
 from service.model.lengths import CONTINUED, read_rule
 from service.model.quantizer import assign_sids
@@ -117,3 +117,21 @@ def test_a_threshold_that_is_no_share_is_refused(threshold: float) -> None:
 def test_more_codes_than_documents_are_refused_with_numbers(vectors: NDArray[np.float32]) -> None:
     with pytest.raises(ValueError, match="8 codes, but the corpus has 5 documents"):
         fit(vectors[:5], 0.1)
+
+
+def test_a_base_in_a_space_of_its_own_is_refused() -> None:
+    with pytest.raises(QuantizerError, match="base 'rq_vae' has codes in a space of its own"):
+        make_quantizer({"system": "sarq", "base": "rq_vae", "level_sizes": [4, 4]})
+
+
+@pytest.mark.parametrize(("scaled", "kind"), [(True, "residual_cosine"), (False, "residual")])
+def test_the_kind_is_what_the_settings_of_the_base_make_it(scaled: bool, kind: str) -> None:
+    vectors = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    table = {"system": "sarq", "base": "dgi", "level_sizes": [4, 4], "base_settings": {"scaled_cosine": scaled}}
+    made = make_quantizer(table)
+    made.fit(vectors, progress=False)
+    state = made.state()
+    assert state.kind == kind
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    tokens = assign_sids(unit, state.kind, state.tensors, state.level_sizes)
+    np.testing.assert_array_equal(tokens_to_codes(tokens, state.level_sizes), made.encode(vectors))

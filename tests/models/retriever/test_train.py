@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
@@ -205,6 +206,89 @@ def test_a_checkpoint_of_another_recipe_is_refused(trained: Path, tiny_encoder: 
         training.run(tiny_recipe(tiny_encoder, seed=9), [tiny_data], trained)
 
 
+def test_a_checkpoint_of_other_judgements_is_refused(
+    trained: Path, tiny_encoder: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """The texts are the same; which query asks for which document is not."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    shutil.copytree(trained, tmp_path / "run")
+    qrels = tmp_path / "data" / "qrels" / "train.tsv"
+    head, *rows = (line.split("\t") for line in qrels.read_text().splitlines())
+    turned = [[row[0], other[1], row[2]] for row, other in zip(rows, rows[1:] + rows[:1], strict=True)]
+    qrels.write_text("\n".join("\t".join(row) for row in [head, *turned]) + "\n")
+    with pytest.raises(ValueError, match="of another recipe, seed or data set"):
+        training.run(tiny_recipe(tiny_encoder), [tmp_path / "data"], tmp_path / "run")
+
+
+@pytest.mark.parametrize("died_in", [2, 4])
+def test_a_run_that_goes_on_remembers_its_patience_and_its_teacher(
+    tiny_encoder: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, died_in: int
+) -> None:
+    """The walks get worse after the first epoch: with patience 2 there are three epochs, however often it dies."""
+    recipe = tiny_recipe(
+        tiny_encoder, stage=[DECODE | {"patience": 2, "encoder_lr": 1e-3}], objective={"trust": "as_right"}
+    )
+    worse = {1: 0.9, 2: 0.5, 3: 0.4, 4: 0.3, 5: 0.2, 6: 0.1}
+    epochs: list[float] = []
+    whole = training.decode_epoch
+
+    def counted(work: Any, seed: str) -> Any:
+        epochs.append(work.distillation)
+        if len(epochs) == died_in:
+            raise KeyboardInterrupt
+        return whole(work, seed)
+
+    monkeypatch.setattr(training, "decode_epoch", counted)
+    monkeypatch.setattr(
+        training, "walked_scores", lambda *_: {"generative_mrr": worse[len({row["epoch"] for row in log_rows()}) + 1]}
+    )
+
+    def log_rows() -> list[dict[str, Any]]:
+        return [row for row in log_of(tmp_path) if "epoch" in row] if (tmp_path / "log.jsonl").exists() else []
+
+    with contextlib.suppress(KeyboardInterrupt):
+        training.run(recipe, [tiny_data], tmp_path)
+    died_in = 0
+    training.run(recipe, [tiny_data], tmp_path)
+    assert [row["epoch"] for row in log_rows()] == [1, 2, 3]
+    assert len(set(epochs)) == 1, "the teacher's share is what it was when the stage began"
+
+
+def test_what_is_held_out_is_not_trained_on_under_another_document(
+    tiny_encoder: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Every query has two relevant documents: both pairs are held out, or neither."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    qrels = tmp_path / "data" / "qrels" / "train.tsv"
+    _, *rows = (line.split("\t") for line in qrels.read_text().splitlines())
+    with qrels.open("a") as file:
+        file.writelines(f"{row[0]}\t{other[1]}\t1\n" for row, other in zip(rows, rows[2:] + rows[:2], strict=True))
+    recipe = tiny_recipe(tiny_encoder).model_copy(update={"dev_share": 0.3})
+    dataset = load_dataset(tmp_path / "data", splits=["train"])
+    material = gather([dataset], recipe, load_tokenizer(str(tiny_encoder)))
+    held, kept = (
+        {tuple(material.queries.ids[query]) for query, _ in pairs} for pairs in (material.held_out, material.real)
+    )
+    assert held
+    assert not held & kept
+    assert len(material.held_out) == 2 * int(0.3 * len(rows))
+
+
+def test_more_codes_than_documents_are_refused_before_anything_is_trained(
+    tiny_encoder: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(tiny_encoder, quantizer={"system": "hhq", "level_sizes": [8, 500]})
+    with pytest.raises(RecipeError, match="a level of 500 codes for 60 documents"):
+        training.run(recipe, [tiny_data], tmp_path)
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_more_frozen_layers_than_there_are_is_refused(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny_encoder, encoder={"name": str(tiny_encoder), "freeze_layers": 99})
+    with pytest.raises(RecipeError, match=r"freeze_layers is 99, the encoder has \d layers"):
+        training.run(recipe, [tiny_data], tmp_path)
+
+
 def test_a_moving_encoder_is_held_by_its_anchor(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> None:
     """With `encoder_lr` a decode stage moves the encoder; a strong anchor keeps documents nearer to where they were."""
     dataset = load_dataset(tiny_data, splits=["train"])
@@ -230,6 +314,10 @@ def test_a_model_without_a_decoder_offers_geometry_only(tiny_encoder: Path, tiny
     assert not (model.path / "decoder.onnx").exists()
 
 
+TUNE = {"name": "tune", "objective": "contrast", "epochs": 1, "batch": 16, "encoder_lr": 1e-3}
+DECODE = {"name": "decode", "objective": "decode", "epochs": 6, "batch": 32, "decoder_lr": 3e-3}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -238,6 +326,10 @@ def test_a_model_without_a_decoder_offers_geometry_only(tiny_encoder: Path, tiny
         ({"pseudo_queries": {"source": "file"}}, "source 'file' needs path"),
         ({"stage": []}, "stage"),
         ({"dev_share": 0.9}, "dev_share"),
+        ({"decoder": {"layers": 0}}, r"a decode stage needs a decoder: decoder\.layers is 0"),
+        ({"stage": [TUNE]}, "no stage trains the decoder"),
+        ({"stage": [TUNE, DECODE, TUNE]}, "a contrast stage follows one that uses codes"),
+        ({"objective": {"generative": 0, "guided": 0}}, "a decode stage would learn nothing"),
     ],
 )
 def test_recipes_are_refused_by_name(tiny_encoder: Path, changes: dict[str, Any], message: str) -> None:

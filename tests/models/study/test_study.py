@@ -59,7 +59,7 @@ def test_every_cell_has_its_figures_and_leaves_nothing_else(study: tuple[dict[st
                 "made-up",
                 "retrieved",
                 "recall.deepest",
-                "tail.R@10",
+                "head.R@10",
                 "given.R@1",
             ):
                 assert figure(result, name) is not None, name
