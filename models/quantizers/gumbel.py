@@ -35,6 +35,7 @@ from models.quantizers.base import (
 )
 from models.quantizers.kmeans import KMeansSettings, kmeans, nearest
 from models.quantizers.points import Points, unit
+from service.model.quantizer import NEGLIGIBLE
 
 KINDS = {True: "residual_cosine", False: "residual"}  # by scaled_cosine
 
@@ -138,9 +139,13 @@ class SoftPath:
 
 
 def code_scores(residual_GD: Tensor, codebook_KD: Tensor, scaled_cosine: bool) -> Tensor:
-    """Score codewords (G, K): cosine, or r·e − |e|²/2, whose greatest is the nearest codeword."""
+    """Score codewords (G, K): cosine, or r·e − |e|²/2, whose greatest is the nearest codeword.
+
+    A residual that is rounding has a cosine of zero with all, as in the service: its first code is the first.
+    """
     if scaled_cosine:
-        return unit(residual_GD) @ unit(codebook_KD).T
+        left_G1 = residual_GD.norm(dim=1, keepdim=True) >= NEGLIGIBLE
+        return (unit(residual_GD) * left_G1) @ unit(codebook_KD).T
     return residual_GD @ codebook_KD.T - codebook_KD.square().sum(dim=1) / 2
 
 

@@ -29,6 +29,7 @@ from service.model.lengths import QuantizerError as QuantizerError
 Matrix = NDArray[np.float32]
 Chooser = Callable[[Matrix, list[Matrix]], Codes]
 
+NEGLIGIBLE = 1e-5  # length of a residual of unit vectors in float32 that is rounding
 BLOCK_FLOATS = 1 << 24  # of the largest table of a block: 64 MiB
 
 
@@ -119,12 +120,16 @@ def _choose_residual(vectors_ND: Matrix, codebooks: list[Matrix]) -> Codes:
 
 
 def _choose_residual_cosine(vectors_ND: Matrix, codebooks: list[Matrix]) -> Codes:
-    """Codeword of greatest cosine to what is left (the residual's own length does not change the order)."""
+    """Codeword of greatest cosine to what is left (the residual's own length does not change the order).
+
+    Where nothing is left but rounding, which has a direction too, it is the first.
+    """
     residual_ND = vectors_ND.copy()
     codes_NL = np.empty((len(vectors_ND), len(codebooks)), np.int32)
     for level, codebook_KD in enumerate(codebooks):
         norms_K1 = np.linalg.norm(codebook_KD, axis=1, keepdims=True)
         directions_KD = codebook_KD / np.maximum(norms_K1, np.finfo(np.float32).tiny)
+        residual_ND[np.linalg.norm(residual_ND, axis=1) < NEGLIGIBLE] = 0
         codes_NL[:, level] = (residual_ND @ directions_KD.T).argmax(axis=1)
         residual_ND -= codebook_KD[codes_NL[:, level]]
     return codes_NL

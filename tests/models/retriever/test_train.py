@@ -22,6 +22,7 @@ from models.retriever.network import Encoder, load_backbone
 from models.retriever.recipe import Recipe, RecipeError, load_recipe, parse_recipe
 from models.retriever.run import load_tokenizer
 from models.retriever.stages import leave_out
+from models.retriever.tree import CodeTree
 from service.index.build import build_bundle
 from service.index.bundle import open_bundle, open_model
 from service.model.encoder import Encoder as ServedEncoder
@@ -204,6 +205,35 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 def test_a_checkpoint_of_another_recipe_is_refused(trained: Path, tiny_encoder: Path, tiny_data: Path) -> None:
     with pytest.raises(ValueError, match="of another recipe, seed or data set"):
         training.run(tiny_recipe(tiny_encoder, seed=9), [tiny_data], trained)
+
+
+@pytest.mark.parametrize("system", ["hhq", "rq_kmeans", "dgi", "rq_vae"])
+def test_the_index_has_the_sids_that_were_trained(
+    tiny_encoder: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str
+) -> None:
+    """With matrix products in bfloat16: vectors that are a little off have other codes, and the decoder other paths."""
+    trees: list[CodeTree] = []
+    vectors: list[np.ndarray] = []
+    whole = training.make_tree
+
+    def noted(run: Any) -> CodeTree:
+        vectors.append(run.vectors_ND.numpy())
+        trees.append(whole(run))
+        return trees[-1]
+
+    monkeypatch.setattr(training, "make_tree", noted)
+    quantizer = {"system": system, "level_sizes": [16, 16, 16]}
+    recipe = tiny_recipe(tiny_encoder, bf16=True, quantizer=quantizer, stage=[DECODE | {"epochs": 1}])
+    model = training.run(recipe, [tiny_data], tmp_path / "run")
+    documents = load_dataset(tiny_data, splits=["train"]).documents
+    build_bundle(model, documents, tmp_path / "bundle", threads=1, progress=False)
+    trained = {documents[row].id: trees[-1].trie.sid(place) for place, row in enumerate(trees[-1].order)}
+    with closing(open_bundle(tmp_path / "bundle")) as bundle:
+        ids = [bundle.documents.get(place).id for place in range(len(documents))]
+        indexed = {name: bundle.trie.sid(place) for place, name in enumerate(ids)}
+        rows = [[document.id for document in documents].index(name) for name in ids]
+        np.testing.assert_allclose(vectors[-1][rows], bundle.vectors, atol=1e-5)
+    assert trained == indexed
 
 
 def test_a_checkpoint_of_other_judgements_is_refused(
