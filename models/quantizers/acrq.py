@@ -23,7 +23,7 @@ among all rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -183,22 +183,6 @@ class SA2CRQ(RuledQuantizer, ACRQ):
 
     def _encode(self, block_ND: Tensor) -> Tensor:
         return self._arrange(choose(self.codebooks, block_ND))
-
-
-def interactions_of(counts: Mapping[str, int], ids: Sequence[str]) -> NDArray[np.int64]:
-    """Give every document's interactions, (N,) int64, 0 where none are counted.
-
-    Raises:
-        QuantizerError: interactions of documents that there are not, or negative ones.
-    """
-    known = set(ids)
-    unknown = [id_ for id_ in counts if id_ not in known]
-    if unknown:
-        raise QuantizerError(
-            f"interactions name {len(unknown)} of {len(counts)} documents that are not among the {len(ids)} of the "
-            f"corpus, e.g. {', '.join(map(repr, unknown[:3]))}: count them on this corpus"
-        )
-    return np.array([counts.get(id_, 0) for id_ in ids], np.int64)
 
 
 def head_order(interactions_N: NDArray[np.integer[Any]] | None, density_N: NDArray[np.int64]) -> NDArray[np.int64]:

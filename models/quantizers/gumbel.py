@@ -144,8 +144,9 @@ def code_scores(residual_GD: Tensor, codebook_KD: Tensor, scaled_cosine: bool) -
     A residual that is rounding has a cosine of zero with all, as in the service: its first code is the first.
     """
     if scaled_cosine:
-        left_G1 = residual_GD.norm(dim=1, keepdim=True) >= NEGLIGIBLE
-        return (unit(residual_GD) * left_G1) @ unit(codebook_KD).T
+        is_rounding_G1 = torch.linalg.vector_norm(residual_GD, dim=1, keepdim=True) < NEGLIGIBLE
+        scores_GK: Tensor = unit(residual_GD.masked_fill(is_rounding_G1, 0.0)) @ unit(codebook_KD).T
+        return scores_GK
     return residual_GD @ codebook_KD.T - codebook_KD.square().sum(dim=1) / 2
 
 

@@ -32,7 +32,6 @@ class CodeTree:
             the last, since what follows is certain.
         follow: (T + 1, T) which tokens follow a token anywhere (row T: which come first).
         child_start, token, lo, end: the trie's arrays: children, tokens, documents of every node.
-        centroid: (M, D) unit means of the documents under every node.
         region: (M), rows: (X, D), rest: (G), region_of_row: (X), centre_row: (G): the regions.
         vectors: (N, D) in the trie's order.
         most: documents of the largest node without a region.
@@ -48,7 +47,6 @@ class CodeTree:
     token: Tensor
     lo: Tensor
     end: Tensor
-    centroid: Tensor
     region: Tensor
     rows: Tensor
     rest: Tensor
@@ -97,7 +95,6 @@ def build_tree(sids_NL: NDArray[np.int64], vectors_ND: NDArray[np.float32], toke
         token=tensor(trie.token_M),
         lo=tensor(trie.lo_M),
         end=tensor(ends),
-        centroid=_centroids(tensor(path), torch.as_tensor(vectors_ND, device=device), trie.nodes),
         region=tensor(regions.region_M),
         rows=tensor(regions.rows_RD, np.float32),
         rest=tensor(regions.rest_C, np.float32),
@@ -126,14 +123,6 @@ def _follows(sids_NL: NDArray[np.int64], tokens: int) -> NDArray[np.bool_]:
         both = after >= 0
         follow[before[both], after[both]] = True
     return follow
-
-
-def _centroids(path_NL: Tensor, vectors_ND: Tensor, nodes: int) -> Tensor:
-    total = torch.zeros(nodes, vectors_ND.shape[1], device=vectors_ND.device)
-    for level in path_NL.T:
-        alive = level != NO_CHILD
-        total.index_add_(0, level[alive], vectors_ND[alive].float())
-    return F.normalize(total, dim=-1)
 
 
 def children(tree: CodeTree, parents_B: Tensor) -> tuple[Tensor, Tensor]:

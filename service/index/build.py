@@ -26,7 +26,7 @@ from service.index.codes import write_codes
 from service.index.documents import Document, DocumentStore, dump_metadata, write_documents, write_rows
 from service.index.manifest import BundleManifest
 from service.index.regions import build_regions
-from service.index.trie import Trie, build_trie, save_trie
+from service.index.trie import Trie, build_trie, collision_sizes, save_trie
 from service.model.encoder import WINDOW, Encoder
 from service.model.quantizer import QuantizerError, assign_sids
 from service.ops.progress import progress_bar
@@ -117,7 +117,7 @@ def _write_index(
     return BundleManifest(
         model=model.manifest,
         documents=len(store),
-        distinct_sids=_distinct(trie.sids_NL),
+        distinct_sids=len(collision_sizes(trie.sids_NL)),
         nodes=trie.nodes,
         regions=region_count,
         region_rows=region_rows,
@@ -223,11 +223,6 @@ def _write_regions(
     for name, array in arrays.items():
         write_array(staging / f"{name}.npy", array)
     return regions.count, len(regions.rows_RD)
-
-
-def _distinct(sids_NL: NDArray[Any]) -> int:
-    """Count distinct rows of sorted SIDs."""
-    return 1 + int((sids_NL[1:] != sids_NL[:-1]).any(axis=1).sum())
 
 
 def _copy_model(model: Model, folder: Path) -> None:

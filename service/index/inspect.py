@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from service.index.bundle import Bundle, open_bundle, open_model
 from service.index.manifest import BundleManifest, ModelManifest
-from service.index.trie import padding_of
+from service.index.trie import collision_sizes, padding_of
 from service.index.verify import read_manifest
 from service.model.layout import WORD_BITS, code_layout
 
@@ -160,13 +160,6 @@ def code_use(manifest: BundleManifest) -> tuple[CodeUse, ...]:
         sizes = {dims: layout.words_of(dims) * WORD_BITS // 8 for dims in layout.prefix_dims}
         uses.append(CodeUse(level, layout.bits, sizes, sizes[layout.dims] / (4 * layout.dims)))
     return tuple(uses)
-
-
-def collision_sizes(sids_NL: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the number of documents of every distinct SID of sorted rows."""
-    starts = np.flatnonzero(np.r_[True, (sids_NL[1:] != sids_NL[:-1]).any(axis=1)])
-    sizes: NDArray[np.int64] = np.diff(np.r_[starts, len(sids_NL)])
-    return sizes
 
 
 def level_use(sids_NL: NDArray[Any], level_offsets: tuple[int, ...]) -> tuple[LevelUse, ...]:

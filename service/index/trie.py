@@ -65,11 +65,6 @@ class Trie:
         """The depth of the deepest node: 0 when all documents share one SID."""
         return len(self.level_start) - 2
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of all four arrays."""
-        return int(self.token_M.nbytes + self.lo_M.nbytes + self.child_M.nbytes + self.sids_NL.nbytes)
-
     def sid(self, position: int) -> tuple[int, ...]:
         """Return the tokens of the document at `position`, without padding."""
         row = self.sids_NL[position]
@@ -107,6 +102,13 @@ def build_trie(sids: NDArray[Any]) -> tuple[Trie, NDArray[np.int64]]:
     level_start = _level_starts(counts)
     token_M, lo_M, child_M = kernels.fill_nodes(sids_NL, shared_N, padding, np.array(level_start, np.int64))
     return Trie(token_M, lo_M, child_M, sids_NL, level_start), order_N
+
+
+def collision_sizes(sids_NL: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the number of documents of every distinct SID of sorted rows."""
+    starts = np.flatnonzero(np.r_[True, (sids_NL[1:] != sids_NL[:-1]).any(axis=1)])
+    sizes: NDArray[np.int64] = np.diff(np.r_[starts, len(sids_NL)])
+    return sizes
 
 
 def node_ends(trie: Trie) -> NDArray[np.uint32]:

@@ -17,10 +17,10 @@ of the paper's tables at d dimensions is the layout whose only prefix is d.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 Level = Literal["0.5", "1", "1.5", "2", "hybrid"]
 PlainLevel = Literal["0.5", "1", "1.5", "2"]
@@ -114,31 +114,6 @@ class CodeLayout:
     def bits_of(self, dims: int | None = None) -> int:
         """Information bits of the code of the first `dims` dimensions."""
         return self.prefix_bits[self.prefix_index(dims)]
-
-    def to_manifest(self) -> dict[str, str | list[int]]:
-        """Plain values for a JSON manifest."""
-        return {
-            "level": self.level,
-            "prefix_dims": list(self.prefix_dims),
-            "prefix_words": list(self.prefix_words),
-            "prefix_bits": list(self.prefix_bits),
-        }
-
-    @classmethod
-    def from_manifest(cls, entry: Mapping[str, Any]) -> CodeLayout:
-        """Read `to_manifest`'s values back.
-
-        Raises:
-            CodeError: the words or bits are not those that the level and the prefixes give.
-        """
-        layout = code_layout(entry["level"], entry["prefix_dims"])
-        stored = (tuple(entry["prefix_words"]), tuple(entry["prefix_bits"]))
-        if stored != (layout.prefix_words, layout.prefix_bits):
-            raise CodeError(
-                f"the manifest gives words, bits {stored} for level {layout.level} at {layout.prefix_dims}, "
-                f"the layout needs {(layout.prefix_words, layout.prefix_bits)}: re-index with this version"
-            )
-        return layout
 
 
 def _quarters(dims: int) -> list[Run]:

@@ -11,9 +11,8 @@ what the index stores:
 | `length_rule.continued` | (P, L - 1) | paths, tokens padded with -1: a SID goes on behind these and ends elsewhere |
 | `length_rule.dropped` | (R,) | tokens that are left out of every SID |
 
-They are applied in this order. The rule knows paths, not documents, so that new documents get SIDs by the same rule. No
-SID is the beginning of another one: whether a path goes on depends on the path alone, and tokens of different levels
-differ.
+They are applied in this order. The rule knows paths, not documents, so that new documents get SIDs by the same rule.
+Without dropped tokens no SID is the beginning of another one: whether a path goes on depends on the path alone.
 """
 
 from __future__ import annotations

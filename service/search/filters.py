@@ -27,7 +27,7 @@ class DocumentFilter:
 
     Attributes:
         documents: N.
-        words_W: (W + 1,) uint64, bit i of word w is document 64 w + i; the last word is empty.
+        words_W: (W + 1,) uint64, bit i of word w is document 64 w + i; beyond the last document all is empty.
         ranks_W: (W + 1,) uint32, the eligible documents before each word.
     """
 
@@ -73,9 +73,6 @@ class DocumentFilter:
         """Name the filter by its content: an answer cache keys on it."""
         digest = hashlib.sha256(self.words_W.tobytes()).hexdigest()
         return f"DocumentFilter(documents={self.documents}, sha256={digest})"
-
-    def __contains__(self, position: int) -> bool:
-        return self.count(position, position + 1) == 1
 
 
 # SWAR population count: LLVM turns it into one popcnt instruction

@@ -27,7 +27,7 @@ BUFFER_BYTES = 1 << 25
 THREAD_BYTES = 1 << 20  # codes compared by one thread at least: about the cost of waking another
 CHUNKS_PER_THREAD = 8  # so that a thread that was held up leaves work to the others
 Words = CodeArray
-_EVERYTHING = np.uint64(1 << 31)
+EVERYTHING = np.uint64(1 << 31)  # a threshold that no distance reaches
 _NONE = np.uint64((1 << 64) - 1)
 _NO_FILTER = np.empty(0, np.uint64)
 _NO_FILTER.flags.writeable = False
@@ -189,7 +189,7 @@ def _scan(index: HammingIndex, queries_QW: Words, k: int, eligible: Words) -> Wo
     def work() -> Words:
         keys_QC = np.empty((len(queries_QW), _slots(k)), np.uint64)
         counts_Q = np.zeros(len(queries_QW), np.int64)
-        thresholds_Q = np.full(len(queries_QW), _EVERYTHING)
+        thresholds_Q = np.full(len(queries_QW), EVERYTHING)
         scratch = index.kernel.new_scratch(queries_QW.shape[1], index.words)
         while (first := next(tickets)) < blocks:
             last = min(first + step, blocks)

@@ -22,7 +22,6 @@ from service.search.popcount import count_bits, prefetch, scan_block_for_four, s
 GROUP = 4  # queries that share the loads of a block
 TILE_BYTES = 8_192  # of codes: this tile and the next, being prefetched, fill half of a 32 KB first-level cache
 LINE_WORDS = 8  # of a 64-byte cache line
-EVERYTHING = np.uint64(1 << 31)  # a threshold that no distance reaches
 Words = npt.NDArray[np.uint64]
 Tally = npt.NDArray[np.int32]
 
@@ -163,7 +162,7 @@ def scan_blocks(
         k: results wanted, below C.
         keys_QC: candidate buffers; calls with ascending blocks continue them.
         counts_Q: keys that each buffer holds.
-        thresholds_Q: distance that a document must stay below, `EVERYTHING` at the start.
+        thresholds_Q: distance that a document must stay below, `hamming.EVERYTHING` at the start.
         scratch: of `new_scratch` for these widths.
     """
     lines, distances, masks, tally_T = scratch

@@ -96,8 +96,9 @@ class Beam:
 
     Attributes:
         sid: the semantic ID, one code per level.
-        score: log P(SID | query), or under `geometric` the cosine to the node.
-        level_scores: what each walked level added (`geometric`: the cosine at that level); shorter than the SID where
+        score: log P(SID | query), under `geometric` the node's reach, under `guided` weight · reach plus what the
+            decoder changed.
+        level_scores: what each walked level added (`geometric`: the reach at that level); shorter than the SID where
             the rest was certain.
         documents: how many documents hold this SID.
     """

@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 from service.index.artefact import ArtefactError
 from service.index.bundle import open_bundle
 from service.index.commands import register
-from service.index.inspect import collision_sizes, inspect_artefact, level_use
+from service.index.inspect import inspect_artefact, level_use
 from service.index.inspect_tables import collision_rows, render
-from service.index.trie import build_trie
+from service.index.trie import build_trie, collision_sizes
 from service.model.layout import LEVELS
 from tests.tiny import make_bundle, make_documents
 

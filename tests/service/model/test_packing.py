@@ -120,14 +120,6 @@ def test_hybrid_prefixes_take_the_early_quarters_first() -> None:
     assert layout.prefix_words == (5, 8, 10, 11)
 
 
-def test_a_layout_survives_its_manifest_and_a_wrong_one_is_refused() -> None:
-    layout = code_layout("hybrid", [48, 96, 384])
-    entry = layout.to_manifest()
-    assert CodeLayout.from_manifest(entry) == layout
-    with pytest.raises(CodeError, match="re-index"):
-        CodeLayout.from_manifest(entry | {"prefix_words": [3, 5, 13]})
-
-
 @pytest.mark.parametrize(
     ("level", "dims", "message"),
     [
