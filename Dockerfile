@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
 # CPU:  docker build -t rhumbline .
-# GPU:  docker build -t rhumbline:gpu --build-arg EXTRA=gpu .   (run with the NVIDIA container runtime)
+# GPU:  docker build -t rhumbline:gpu --build-arg EXTRA=gpu .
+#       docker run --gpus all -e RHUMB_DEVICE=cuda … (without the variable it serves on the CPU)
 
 ARG PYTHON=3.12
 
@@ -24,7 +25,8 @@ LABEL org.opencontainers.image.title="rhumbline" \
 RUN useradd --system --uid 10001 --user-group --home-dir /var/lib/rhumbline --create-home rhumbline \
     && mkdir /bundle && chown rhumbline:rhumbline /bundle
 COPY --from=build /opt/rhumbline /opt/rhumbline
-# A read-only root works: kernels and the demo's bundle go to the cache folder, or to /tmp where that is not writable.
+# A read-only root works: kernels and the demo's bundle go to the cache folder; where that is not writable, kernels go to
+# /tmp, and the demo says so and stops.
 ENV PATH=/opt/rhumbline/bin:$PATH \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     RHUMB_HOST=0.0.0.0 RHUMB_BUNDLE=/bundle RHUMB_CACHE_DIR=/var/lib/rhumbline/cache RHUMB_LOG_FORMAT=json
