@@ -165,7 +165,7 @@ def test_gradient_norms_are_logged_before_they_are_clipped() -> None:
 @pytest.fixture(scope="module")
 def trained(tiny_encoder: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("dgi")
-    stage = JOINT | {"epochs": 40, "batch": 60, "encoder_lr": 5e-3, "decoder_lr": 5e-3, "quantizer_lr": 5e-3}
+    stage = JOINT | {"epochs": 80, "batch": 60, "encoder_lr": 5e-3, "decoder_lr": 5e-3, "quantizer_lr": 5e-3}
     training.run(small_recipe(tiny_encoder, stage=[stage]), [tiny_data], out)
     return out
 
