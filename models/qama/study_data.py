@@ -21,6 +21,7 @@ from models.lines import refuse_unknown
 from models.qama.batches import TrainVectors, unit_vectors
 from models.qama.measure import Judged
 from models.qama.vectors import read_array, read_ids, train_pairs
+from service.index.arrays import write_array
 from service.ops.progress import progress_bar
 
 ENCODED_AT_ONCE = 64
@@ -114,7 +115,7 @@ def _train_queries(folder: Path, cache: Path, texts: dict[str, str]) -> tuple[li
     home = cache / folder.name
     home.mkdir(parents=True, exist_ok=True)
     (home / "queries_train.ids.txt").write_text("\n".join(ids), encoding="utf-8")
-    np.save(home / "queries_train.npy", vectors, allow_pickle=False)
+    write_array(home / "queries_train.npy", vectors)
     return ids, vectors
 
 

@@ -35,6 +35,7 @@ from models.study.claims import BEAM
 from models.study.given import measure_given_first
 from models.study.plan import Place, Plan, cell_recipe, encoder_recipe, places
 from models.task import Settings, Task, first_queries, make_encoder, make_task
+from service.index.arrays import write_array
 from service.index.build import build_bundle
 from service.index.bundle import open_bundle, open_model
 from service.search.pipeline import Pipeline
@@ -136,7 +137,7 @@ def document_vectors(model: Path, dataset: Dataset, tuned: Path) -> NDArray[np.f
     if not kept.is_file():
         texts = [(document.title, document.text) for document in dataset.documents]
         partial = kept.with_suffix(".partial.npy")
-        np.save(partial, make_encoder(open_model(model), 1).encode_documents(texts), allow_pickle=False)
+        write_array(partial, make_encoder(open_model(model), 1).encode_documents(texts))
         partial.replace(kept)
     vectors_ND: NDArray[np.float32] = np.load(kept, allow_pickle=False)
     return vectors_ND

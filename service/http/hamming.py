@@ -38,13 +38,14 @@ from service.http.shared import (
     document_filter,
     json_response,
     needed_codes,
+    off_loop,
     timing_headers,
 )
 from service.index.documents import Document
 from service.search.codes import Cascade, CodeSearch, HammingOptions, padding_mask, unit_vectors
 from service.search.rescoring import Neighbours
 
-MAX_RESULTS = 64_000  # of one request: as many as `/v1/search` gives within its default limits
+MAX_RESULTS = 64_000  # of one request
 MAX_CANDIDATES = 400_000  # rescored for one request: half a second of reading vectors
 
 hamming_router = APIRouter(prefix="/v1", tags=["search"])
@@ -76,9 +77,12 @@ async def hamming_search(
         "dims": body.dims or codes.prefixes[-1],
         "timings": timings,
     }
-    if body.is_batch:
-        return json_response(HammingBatchAnswer(answers=answers, **how), timing_headers(timings))
-    return json_response(HammingAnswer(results=answers[0].results, **how), timing_headers(timings))
+    answer = (
+        HammingBatchAnswer(answers=answers, **how)
+        if body.is_batch
+        else HammingAnswer(results=answers[0].results, **how)
+    )
+    return await off_loop(sum(len(found.results) for found in answers), json_response, answer, timing_headers(timings))
 
 
 def _check_limits(body: HammingRequest, limits: RequestLimits) -> None:
