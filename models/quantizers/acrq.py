@@ -37,6 +37,7 @@ from models.quantizers.base import FitReport, Quantizer, QuantizerError, Quantiz
 from models.quantizers.kmeans import KMeansSettings, kmeans, nearest
 from models.quantizers.lengths import RuledQuantizer
 from models.quantizers.points import BLOCK_ROWS, Points, VectorError
+from models.quantizers.residual import residual_codes, without_nearest
 from models.quantizers.sarq import check_threshold, path_rule
 
 Step = Callable[[], None]
@@ -141,7 +142,7 @@ class ACRQ(Quantizer):
         return torch.full((len(codes_BL),), codes_BL.shape[1], device=codes_BL.device)
 
     def _encode(self, block_ND: Tensor) -> Tensor:
-        return choose(self.codebooks, block_ND)
+        return residual_codes(self.codebooks, block_ND)
 
     def _reconstruct(self, codes_NL: Tensor) -> Tensor:
         return (gather(self.codebooks, codes_NL) * (codes_NL >= 0)[..., None]).sum(dim=1)
@@ -175,14 +176,14 @@ class SA2CRQ(RuledQuantizer, ACRQ):
         super().__init__(self.lengths)
 
     def _count_paths(self, points: Points, head: Tensor) -> None:
-        codes = torch.cat([choose(self.codebooks, points.take(rows)) for rows in torch.split(head, BLOCK_ROWS)])
+        codes = torch.cat([residual_codes(self.codebooks, points.take(rows)) for rows in torch.split(head, BLOCK_ROWS)])
         self._rule = path_rule(codes.cpu().numpy().astype(np.int32), self.level_sizes, self.lengths.threshold)
 
     def _depths(self, codes_BL: Tensor) -> Tensor:
         return (self._arrange(codes_BL) >= 0).sum(dim=1)
 
     def _encode(self, block_ND: Tensor) -> Tensor:
-        return self._arrange(choose(self.codebooks, block_ND))
+        return self._arrange(residual_codes(self.codebooks, block_ND))
 
 
 def head_order(interactions_N: NDArray[np.integer[Any]] | None, density_N: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -199,16 +200,6 @@ def head_order(interactions_N: NDArray[np.integer[Any]] | None, density_N: NDArr
         )
     order: NDArray[np.int64] = np.lexsort((np.arange(n), -density_N, -counts_N))
     return order
-
-
-def choose(codebooks: Sequence[Tensor], block_BD: Tensor) -> Tensor:
-    """Choose the nearest codeword of what is left, level by level: (B, L) int64."""
-    codes, residual_BD = [], block_BD
-    for codebook_KD in codebooks:
-        chosen_B, _ = nearest(residual_BD, codebook_KD, spherical=False)
-        residual_BD = residual_BD - codebook_KD[chosen_B]
-        codes.append(chosen_B)
-    return torch.stack(codes, dim=1)
 
 
 def gather(codebooks: Sequence[Tensor], codes_BL: Tensor) -> Tensor:
@@ -242,7 +233,7 @@ def _train(
         shuffled = rows[torch.randperm(len(rows), generator=generator)]
         for batch in torch.split(shuffled, settings.batch_size):
             x_BD = points.take(batch)
-            codes_BL = choose(quantizer.codebooks, x_BD)
+            codes_BL = residual_codes(quantizer.codebooks, x_BD)
             with torch.enable_grad():
                 loss = path_loss(x_BD, gather(parameters, codes_BL), quantizer._depths(codes_BL))
             adam.zero_grad()
@@ -261,7 +252,7 @@ def _start(points: Points, head: Tensor, settings: ACRQSettings) -> tuple[list[T
     codebooks, revived = [], 0
     for level, codes in enumerate(settings.anchors):
         found = kmeans(residuals, codes, _kmeans_settings(settings, level))
-        residuals = residuals.through(_without_nearest(found.centres))
+        residuals = residuals.through(without_nearest(found.centres))
         codebooks.append(found.centres)
         revived += found.revived
     return codebooks, revived
@@ -279,7 +270,7 @@ def _extend(
         worst = gain_N.topk(max(added, len(gain_N) // 2), largest=False).indices
         found = kmeans(Points(residual_ND[worst], points.device), added, _kmeans_settings(settings, level))
         codebooks.append(torch.cat([anchors_AD, found.centres]))
-        residual_ND = _without_nearest(codebooks[-1])(residual_ND)
+        residual_ND = without_nearest(codebooks[-1])(residual_ND)
         revived += found.revived
     return codebooks, revived
 
@@ -290,13 +281,6 @@ def _cell_sizes(points: Points, settings: ACRQSettings) -> NDArray[np.int64]:
     cells = torch.cat([nearest(block, centres, spherical=False)[0].cpu() for _, block in points.blocks()])
     sizes: NDArray[np.int64] = torch.bincount(cells)[cells].numpy()
     return sizes
-
-
-def _without_nearest(centres_KD: Tensor) -> Callable[[Tensor], Tensor]:
-    def subtract(block_BD: Tensor) -> Tensor:
-        return block_BD - centres_KD[nearest(block_BD, centres_KD, spherical=False)[0]]
-
-    return subtract
 
 
 def _kmeans_settings(settings: ACRQSettings, level: int) -> KMeansSettings:

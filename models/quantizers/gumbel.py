@@ -35,6 +35,7 @@ from models.quantizers.base import (
 )
 from models.quantizers.kmeans import KMeansSettings, kmeans, nearest
 from models.quantizers.points import Points, unit
+from models.quantizers.residual import sum_codewords
 from service.model.quantizer import NEGLIGIBLE
 
 KINDS = {True: "residual_cosine", False: "residual"}  # by scaled_cosine
@@ -115,10 +116,7 @@ class Gumbel(Quantizer):
         return hard_codes(self.codebooks, block_ND, self.settings.scaled_cosine)
 
     def _reconstruct(self, codes_NL: Tensor) -> Tensor:
-        total_ND = torch.zeros(len(codes_NL), self.codebooks[0].shape[1], device=codes_NL.device)
-        for codebook_KD, codes_N in zip(self.codebooks, codes_NL.T, strict=True):
-            total_ND += codebook_KD[codes_N.clamp(min=0)] * (codes_N >= 0)[:, None]
-        return total_ND
+        return sum_codewords(self.codebooks, codes_NL)
 
 
 @dataclass(frozen=True)

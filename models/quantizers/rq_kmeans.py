@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from rich.progress import Progress
 from torch import Tensor
 
 from models.quantizers.base import FitReport, Quantizer, QuantizerSettings, mean_cosine, register
-from models.quantizers.kmeans import KMeansSettings, kmeans, nearest
-from models.quantizers.points import Points, Transform
+from models.quantizers.kmeans import KMeansSettings, kmeans
+from models.quantizers.points import Points
+from models.quantizers.residual import residual_codes, sum_codewords, without_nearest
 
 
 @dataclass(frozen=True)
@@ -65,26 +65,11 @@ class RQKMeans(Quantizer):
             bar.update(task, completed=(level + 1) * settings.iterations)
             self.codebooks.append(found.centres)
             revived += found.revived
-            residuals = residuals.through(_without_nearest(found.centres))
+            residuals = residuals.through(without_nearest(found.centres))
         return FitReport((mean_cosine(self, points),), revived)
 
     def _encode(self, block_ND: Tensor) -> Tensor:
-        codes, residual_ND = [], block_ND
-        for codebook_KD in self.codebooks:
-            chosen_N, _ = nearest(residual_ND, codebook_KD, spherical=False)
-            residual_ND = residual_ND - codebook_KD[chosen_N]
-            codes.append(chosen_N)
-        return torch.stack(codes, dim=1)
+        return residual_codes(self.codebooks, block_ND)
 
     def _reconstruct(self, codes_NL: Tensor) -> Tensor:
-        total_ND = torch.zeros(len(codes_NL), self.codebooks[0].shape[1], device=codes_NL.device)
-        for codebook_KD, codes_N in zip(self.codebooks, codes_NL.T, strict=True):
-            total_ND += codebook_KD[codes_N.clamp(min=0)] * (codes_N >= 0)[:, None]
-        return total_ND
-
-
-def _without_nearest(centres_KD: Tensor) -> Transform:
-    def subtract(block_ND: Tensor) -> Tensor:
-        return block_ND - centres_KD[nearest(block_ND, centres_KD, spherical=False)[0]]
-
-    return subtract
+        return sum_codewords(self.codebooks, codes_NL)

@@ -29,8 +29,9 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from models.quantizers.base import FitReport, Quantizer, QuantizerError, QuantizerSettings, mean_cosine, register
-from models.quantizers.kmeans import KMeansSettings, kmeans, nearest
+from models.quantizers.kmeans import KMeansSettings, kmeans
 from models.quantizers.points import Points
+from models.quantizers.residual import residual_codes, sum_codewords, without_nearest
 
 Layer = tuple[Tensor, Tensor]  # weight (out, in) and bias (out)
 
@@ -130,24 +131,6 @@ def through_layers(x_BD: Tensor, layers: list[Layer]) -> Tensor:
     return x_BD
 
 
-def residual_codes(codebooks: list[Tensor], z_BZ: Tensor) -> Tensor:
-    """Choose the nearest codeword of what is left, level by level: (B, L) int64."""
-    codes, residual_BZ = [], z_BZ
-    for codebook_KZ in codebooks:
-        chosen_B, _ = nearest(residual_BZ, codebook_KZ, spherical=False)
-        residual_BZ = residual_BZ - codebook_KZ[chosen_B]
-        codes.append(chosen_B)
-    return torch.stack(codes, dim=1)
-
-
-def sum_codewords(codebooks: list[Tensor], codes_BL: Tensor) -> Tensor:
-    """Add up the codewords of codes (B, L); -1 leaves its level out."""
-    total_BZ = torch.zeros(len(codes_BL), codebooks[0].shape[1], device=codes_BL.device)
-    for codebook_KZ, codes_B in zip(codebooks, codes_BL.T, strict=True):
-        total_BZ = total_BZ + codebook_KZ[codes_B.clamp(min=0)] * (codes_B >= 0)[:, None]
-    return total_BZ
-
-
 def latent_loss(codebooks: list[Tensor], z_BZ: Tensor, codes_BL: Tensor, beta: float) -> Tensor:
     """Codebook and commitment terms of all levels, mean over rows and latent dimensions."""
     loss, residual_BZ = z_BZ.new_zeros(()), z_BZ
@@ -180,7 +163,7 @@ class _Trainer:
         for level, codes in enumerate(self._settings.level_sizes):
             settings = KMeansSettings(iterations=self._settings.kmeans_iterations, seed=self._settings.seed + level)
             codebooks.append(kmeans(Points(residual_NZ, residual_NZ.device), codes, settings).centres)
-            residual_NZ = residual_NZ - codebooks[-1][nearest(residual_NZ, codebooks[-1], spherical=False)[0]]
+            residual_NZ = without_nearest(codebooks[-1])(residual_NZ)
         return codebooks
 
     def run(self, bar: Progress) -> list[float]:
@@ -227,12 +210,12 @@ class _Trainer:
         residual_BZ = self.encoder(x_BD)
         for codebook_KZ, level_used in zip(self.codebooks, used, strict=True):
             dead = torch.nonzero(~level_used)[:, 0][: len(x_BD)]
-            far = (residual_BZ - codebook_KZ[nearest(residual_BZ, codebook_KZ, spherical=False)[0]]).norm(dim=1)
+            far = without_nearest(codebook_KZ)(residual_BZ).norm(dim=1)
             codebook_KZ[dead] = residual_BZ[far.argsort(descending=True)[: len(dead)]]
             for moment in ("exp_avg", "exp_avg_sq"):
                 self._adam.state[codebook_KZ][moment][dead] = 0
             self.revived += len(dead)
-            residual_BZ = residual_BZ - codebook_KZ[nearest(residual_BZ, codebook_KZ, spherical=False)[0]]
+            residual_BZ = without_nearest(codebook_KZ)(residual_BZ)
 
 
 def _mlp(widths: list[int], generator: torch.Generator) -> nn.Sequential:

@@ -13,6 +13,7 @@ import models.quantizers.acrq as acrq
 from models.quantizers.acrq import ACRQ, SA2CRQ, head_order, path_loss
 from models.quantizers.base import QuantizerError, VectorError, codes_to_tokens, make_quantizer
 from models.quantizers.points import Points
+from models.quantizers.residual import residual_codes
 from models.quantizers.sarq import path_rule
 from service.model.lengths import CONTINUED, read_rule
 from service.model.quantizer import assign_sids
@@ -147,7 +148,7 @@ def test_depths_follow_the_path_tables_of_the_head(vectors: NDArray[np.float32])
     made.fit(vectors, progress=False)
     anchors = [book[:size] for book, size in zip(made.codebooks, (6, 9, 12), strict=True)]
     head, _ = made._split(Points(vectors))
-    codes = acrq.choose(anchors, torch.from_numpy(vectors[head.numpy()])).numpy().astype(np.int32)
+    codes = residual_codes(anchors, torch.from_numpy(vectors[head.numpy()])).numpy().astype(np.int32)
     expected = path_rule(codes, SIZES, 0.02)[CONTINUED]
     np.testing.assert_array_equal(made.state().tensors[CONTINUED], expected)
     found = made.encode(vectors)
@@ -156,7 +157,7 @@ def test_depths_follow_the_path_tables_of_the_head(vectors: NDArray[np.float32])
     assert (found[extension[:, 1], 2] == -1).all()
     assert extension[:, :2].any()
     assert len(set((found >= 0).sum(1).tolist())) == 3
-    full = acrq.choose(made.codebooks, torch.from_numpy(vectors)).numpy()
+    full = residual_codes(made.codebooks, torch.from_numpy(vectors)).numpy()
     np.testing.assert_array_equal(found, read_rule({CONTINUED: expected}, SIZES).arrange(full))
 
 

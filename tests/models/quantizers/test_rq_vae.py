@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.quantizers.base import QuantizerError, QuantizerState, codes_to_tokens, make_quantizer
-from models.quantizers.rq_vae import RQVAE, RQVAESettings, latent_loss, residual_codes, sum_codewords
+from models.quantizers.residual import residual_codes, sum_codewords
+from models.quantizers.rq_vae import RQVAE, RQVAESettings, latent_loss
 from service.model.quantizer import assign_sids
 
 SIZES = (16, 12, 8)
