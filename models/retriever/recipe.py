@@ -69,8 +69,9 @@ class ObjectiveTable(Table):
     """`[objective]`: weights of the losses and their settings.
 
     `constraint` says among which tokens the generative loss chooses; the guided loss chooses among children always.
-    `distillation` is the share of the generative target that the dense retriever gives; with `trust = "as_right"` that
-    share times the retriever's own MRR@10 on held-out queries, so that a bad teacher is not listened to.
+    `distillation` is the share of the generative target that the dense retriever gives. `trust = "as_right"` listens to
+    it as far as it is right on held-out queries: that share is multiplied by its MRR@10 there, and `guided_weight` is
+    not learnt on the queries that it was tuned on, but what makes the held-out ones likeliest.
     """
 
     constraint: Literal["trie", "predecessor", "none"] = "trie"

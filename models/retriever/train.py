@@ -39,7 +39,7 @@ from models.retriever.run import (
 )
 from models.retriever.shelf import Shelf
 from models.retriever.stages import Work, asked_for_several, contrast_epoch, decode_epoch
-from models.retriever.validate import calibrate, exact_ranks, mean_reciprocal_rank, walked_scores
+from models.retriever.validate import calibrate, exact_ranks, likeliest_weight, mean_reciprocal_rank, walked_scores
 
 
 def train(
@@ -116,6 +116,7 @@ def parameter_groups(run: Run, stage: Stage) -> list[dict[str, Any]]:
     retriever, joint = run.retriever, stage.objective == "joint"
     free = run.recipe.decoder.train_tokens or not run.quantizer.in_vector_space
     retriever.tokens.requires_grad_(joint or free)
+    retriever.log_weight.requires_grad_(not held_to_be_right(run, stage))
     books: list[Tensor] = []
     if joint and isinstance(run.quantizer, Gumbel):
         books = tie_codebooks(retriever, run.quantizer, run.recipe.joint.share)
@@ -179,21 +180,36 @@ def set_up(run: Run, stage: Stage) -> tuple[Work, torch.optim.Optimizer, Schedul
         work.cache = run.shelf.states(retriever.encoder, run.material.queries, run.device, run.bf16)
     if run.distillation is None:  # a run that goes on keeps what its stage began with
         run.distillation = trusted_distillation(run, work)
+        trust_geometry(run, work)
     work.distillation = run.distillation
     return work, optimizer, schedule
 
 
-def trusted_distillation(run: Run, work: Work) -> float:
-    """The teacher's share of what a decode stage teaches: the recipe's, or that times its MRR@10 on held-out queries.
+def held_to_be_right(run: Run, stage: Stage) -> bool:
+    """Whether the dense retriever counts in this stage as far as held-out queries find it right (`trust`).
 
-    On the queries that it was tuned on, a teacher is always right.
+    On the queries that it was tuned on, it is always right.
     """
+    return stage.objective == "decode" and run.recipe.objective.trust == "as_right" and bool(run.material.held_out)
+
+
+def trusted_distillation(run: Run, work: Work) -> float:
+    """The teacher's share of what a stage teaches: the recipe's, or that times its MRR@10 on held-out queries."""
     share = run.recipe.objective.distillation
-    if work.stage.objective != "decode" or run.recipe.objective.trust == "full" or not run.material.held_out:
+    if not held_to_be_right(run, work.stage):
         return share
     right = mean_reciprocal_rank(exact_ranks(work, run.material.held_out))
     run.log(stage=work.stage.name, teacher_mrr=right, distillation=share * right)
     return share * right
+
+
+def trust_geometry(run: Run, work: Work) -> None:
+    """Set the weight of geometry in guided scoring to what held-out queries make likeliest; the stage leaves it."""
+    if held_to_be_right(run, work.stage) and run.recipe.objective.guided:
+        weight = likeliest_weight(work, run.material.held_out)
+        with torch.no_grad():
+            run.retriever.log_weight.fill_(math.log(weight))
+        run.log(stage=work.stage.name, guided_weight=weight)
 
 
 def run_epochs(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,7 +23,8 @@ from service.search.walk import walk
 MISSED = 1 << 30
 BEAM = 10
 DEPTH = 10
-DECODER_SHARES = (8.0, 4.0, 2.0, 1.0, 0.75, 0.5, 0.3, 0.15)
+DECODER_SHARES = (16.0, 8.0, 4.0, 2.0, 1.0, 0.75, 0.5, 0.3, 0.15)
+COSINE_WEIGHTS: tuple[float, ...] = tuple(2.0 ** (step / 8) for step in range(9, 57))  # 2.2 to 128
 
 
 class TorchStep:
@@ -66,15 +68,26 @@ class TorchStep:
 
 def exact_ranks(work: Work, pairs: Sequence[Pair]) -> NDArray[np.int64]:
     """Rank of each pair's document by exact cosine over all documents."""
-    work.retriever.eval()
-    rows = [query for query, _ in pairs]
-    with torch.no_grad():
-        vectors_QD = work.cache.of(rows) if work.cache else encode_in_blocks(work, work.queries, rows)
-    scores_QN = vectors_QD @ work.vectors_ND.T
-    target = torch.tensor([document for _, document in pairs], device=work.device)
-    own = scores_QN.gather(1, target[:, None])
+    scores_QN, target_Q = exact_scores(work, pairs)
+    own = scores_QN.gather(1, target_Q[:, None])
     ranks: NDArray[np.int64] = ((scores_QN > own).sum(1) + 1).cpu().numpy()
     return ranks
+
+
+@torch.no_grad()
+def exact_scores(work: Work, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+    """Cosines of the pairs' queries with all documents (Q, N), and the pairs' documents (Q)."""
+    work.retriever.eval()
+    rows = [query for query, _ in pairs]
+    vectors_QD = work.cache.of(rows) if work.cache else encode_in_blocks(work, work.queries, rows)
+    return vectors_QD @ work.vectors_ND.T, torch.tensor([document for _, document in pairs], device=work.device)
+
+
+def likeliest_weight(work: Work, pairs: Sequence[Pair]) -> float:
+    """The weight of cosine, in a softmax over all documents, under which the pairs' documents are likeliest."""
+    scores_QN, target_Q = exact_scores(work, pairs)
+    losses = [float(F.cross_entropy(weight * scores_QN.float(), target_Q)) for weight in COSINE_WEIGHTS]
+    return COSINE_WEIGHTS[losses.index(min(losses))]
 
 
 @torch.no_grad()
@@ -117,18 +130,24 @@ def walked_scores(work: Work, pairs: Sequence[Pair], measures: Sequence[str] = (
 
 @torch.no_grad()
 def calibrate(work: Work, pairs: Sequence[Pair]) -> tuple[float, float]:
-    """Scale what the decoder says beside geometry to what held-out queries gain most from; the factor, and its MRR.
+    """Find how much the decoder shall say beside geometry, by what held-out queries gain; the factor, and its MRR.
 
     A decoder is surer of the queries that it was trained on than of new ones; and so is geometry where the encoder was
-    tuned on them, so the factor may be above 1.
+    tuned on them, so the factor may be above 1. Whichever is to count less is turned down: turned up, the other would
+    be surer of every step than it was trained to be.
     """
-    trained = work.retriever.log_beside.clone()
-    gains = {}
+    beside, weight = work.retriever.log_beside, work.retriever.log_weight
+    trained, gains = (beside.clone(), weight.clone()), {}
+
+    def turn(share: float) -> None:
+        beside.copy_(trained[0] + math.log(min(share, 1.0)))
+        weight.copy_(trained[1] - math.log(max(share, 1.0)))
+
     for share in DECODER_SHARES:
-        work.retriever.log_beside.copy_(trained + math.log(share))
+        turn(share)
         gains[share] = mean_reciprocal_rank(walked_ranks(work, pairs, "guided"))
     best = max(gains, key=lambda share: gains[share])
-    work.retriever.log_beside.copy_(trained + math.log(best))
+    turn(best)
     return best, gains[best]
 
 

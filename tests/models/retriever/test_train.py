@@ -105,6 +105,21 @@ def test_a_teacher_counts_as_far_as_it_is_right(
     assert [row["teacher_mrr"] for row in rows] == ([] if trust == "full" else [pytest.approx(0.5)])
 
 
+@pytest.mark.parametrize(("trust", "learnt"), [("full", True), ("as_right", False)])
+def test_the_weight_of_geometry_is_learnt_or_held(
+    tiny_encoder: Path, tiny_data: Path, tmp_path: Path, trust: str, learnt: bool
+) -> None:
+    """Adam moves whatever it is given; what held-out queries decide is not given to it."""
+    recipe = tiny_recipe(tiny_encoder, objective={"trust": trust, "guided_weight": 5.0})
+    training.run(recipe, [tiny_data], tmp_path)
+    rows = log_of(tmp_path)
+    begun = next((row["guided_weight"] for row in rows if "guided_weight" in row), 5.0)
+    share = next(row["decoder_share"] for row in rows if "decoder_share" in row)
+    served = open_model(tmp_path / "model").manifest.guided_weight
+    assert ("guided_weight" in {name for row in rows for name in row}) is not learnt
+    assert (served * max(share, 1.0) == pytest.approx(begun)) is not learnt
+
+
 def test_a_dev_split_is_what_validation_asks(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_data, tmp_path / "data")
     qrels = tmp_path / "data" / "qrels"
@@ -282,6 +297,11 @@ def test_a_run_that_goes_on_remembers_its_patience_and_its_teacher(
     training.run(recipe, [tiny_data], tmp_path)
     assert [row["epoch"] for row in log_rows()] == [1, 2, 3]
     assert len(set(epochs)) == 1, "the teacher's share is what it was when the stage began"
+    rows = log_of(tmp_path)
+    (weight,) = (row["guided_weight"] for row in rows if "guided_weight" in row)
+    (share,) = (row["decoder_share"] for row in rows if "decoder_share" in row)
+    served = open_model(tmp_path / "model").manifest.guided_weight
+    assert served == pytest.approx(weight / max(share, 1.0)), "no epoch moves what held-out queries said"
 
 
 def test_what_is_held_out_is_not_trained_on_under_another_document(
