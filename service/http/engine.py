@@ -167,14 +167,13 @@ class Engine:
         self.metrics.in_flight.set(self.in_flight)
 
     def _run(self, search: Search) -> tuple[list[QueryAnswer], Timings]:
-        """Compute in a thread: the pipeline, then the documents."""
+        """Compute in a thread: the pipeline, then what clients get."""
         begin = time.perf_counter()
         found = self.pipeline.search(search.queries, search.options, search.histories)
         done = time.perf_counter()
-        bundle = self.pipeline.bundle
         answers = [
             QueryAnswer(
-                results=render_results(bundle, answer, search.options, search.include),
+                results=render_results(answer, search.options, search.include),
                 cached=False,
                 explanation=explain(answer, search.options) if search.options.explain else None,
             )

@@ -8,7 +8,6 @@ from typing import Protocol
 
 from service.http.schemas import ExplainedBeam, Explanation, Result, Scores
 from service.index.bundle import Bundle
-from service.index.documents import Document
 from service.model.encoder import Encoder
 from service.search.codes import CodeSearch
 from service.search.options import Answer, Hit, SearchOptions
@@ -41,11 +40,10 @@ class SearchPipeline(Protocol):
         """Let go of sessions and files."""
 
 
-def render_results(bundle: Bundle, answer: Answer, options: SearchOptions, include: Collection[str]) -> list[Result]:
-    """Return the hits with what ``include`` asks for; the documents come in one read."""
-    documents = bundle.documents.many([hit.position for hit in answer.hits])
+def render_results(answer: Answer, options: SearchOptions, include: Collection[str]) -> list[Result]:
+    """Return the hits with what ``include`` asks for."""
     is_probability = options.scoring == "generative"  # the others' scores hold the cosine
-    return [_result(*pair, include, is_probability) for pair in zip(answer.hits, documents, strict=True)]
+    return [_result(hit, include, is_probability) for hit in answer.hits]
 
 
 def explain(answer: Answer, options: SearchOptions) -> Explanation:
@@ -57,8 +55,8 @@ def explain(answer: Answer, options: SearchOptions) -> Explanation:
     return Explanation(scoring=options.scoring or "", decoder_steps=answer.decoder_steps, beams=beams)
 
 
-def _result(hit: Hit, document: Document, include: Collection[str], is_probability: bool) -> Result:
-    whole = "documents" in include
+def _result(hit: Hit, include: Collection[str], is_probability: bool) -> Result:
+    document, whole = hit.document, "documents" in include
     has_probability = is_probability and not math.isnan(hit.beam_score)
     scores = Scores(cosine=hit.cosine, log_probability=hit.beam_score if has_probability else None)
     return Result(

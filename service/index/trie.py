@@ -67,8 +67,8 @@ class Trie:
 
     def sid(self, position: int) -> tuple[int, ...]:
         """Return the tokens of the document at `position`, without padding."""
-        row = self.sids_NL[position]
-        return tuple(int(token) for token in row if token != padding_of(row.dtype))
+        padding = padding_of(self.sids_NL.dtype)
+        return tuple(token for token in self.sids_NL[position].tolist() if token != padding)
 
 
 def padding_of(dtype: np.dtype[Any]) -> int:

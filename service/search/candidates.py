@@ -253,3 +253,21 @@ def advance(
         order.steps_Q[query] += unfinished > 0
         columns, children = max(columns, unfinished), children + below
     return columns, children
+
+
+@njit(**KERNEL)
+def advance_to_the_end(
+    rules: Rules, tables: Tables, scores: Scores, scratch: Scratch, columns: int, beams: Frontier, after: Frontier,
+    order: Order,
+) -> Scalar:  # fmt: skip
+    """Walk without a decoder, all levels in one call: a call hands over some forty arrays, which costs like a level.
+
+    Returns:
+        The levels that were walked; the result is in `beams` if they are even, else in `after`.
+    """
+    depth = 0
+    while columns:
+        columns, _ = advance(rules, tables, scores, scratch, depth, beams, after, order)
+        beams, after = after, beams
+        depth += 1
+    return depth

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from service.index.documents import Document
 from service.search.filters import DocumentFilter
 from service.search.ranking import RANKINGS, Ranking
 from service.search.walk import MAX_BEAM_WIDTH
@@ -74,7 +75,7 @@ class Hit:
 
     Attributes:
         position: its position in the bundle.
-        id: its id.
+        document: what the bundle stores of it.
         score: what it was ranked by.
         cosine: query · document.
         beam_score: the score of the beam that led to it, with the document's cosine in the place of the node's reach
@@ -83,11 +84,16 @@ class Hit:
     """
 
     position: int
-    id: str
+    document: Document
     score: float
     cosine: float
     beam_score: float
     sid: tuple[int, ...]
+
+    @property
+    def id(self) -> str:
+        """The document's id."""
+        return self.document.id
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,7 @@ class Pipeline:
             hits[query].append(
                 Hit(
                     position=position,
-                    id=document.id,
+                    document=document,
                     score=float(ranked.score_QK[row]),
                     cosine=float(ranked.cosine_QK[row]),
                     beam_score=_beam_score(beams, query, beam, float(ranked.cosine_QK[row])),

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.search.candidates import advance
+from service.search.candidates import advance, advance_to_the_end
 from service.search.filters import DocumentFilter
 from service.search.scores import all_finite, fold_reaches, multiply_rows, node_reach
 from service.search.selection import new_best
@@ -107,12 +107,18 @@ def walk(
     order = _order(queries, beam_width)
     columns = _start(rules, arrays, vectors_QD, beams, order, eligible)
     depth = children = 0
-    while columns:
-        hidden_QUE, dense_QUK = _decode(arrays, tables.level_offsets, rules, order, columns, children, depth, step)
-        scores = Scores(vectors_QD, hidden_QUE, dense_QUK, tables.level_offsets[depth], root_QR)
-        columns, children = advance(rules, arrays, scores, scratch, depth, beams, after, order)
-        beams, after = after, beams
-        depth += 1
+    if step is None:
+        nothing = np.zeros((queries, beam_width, 0), np.float32)
+        scores = Scores(vectors_QD, nothing, nothing, 0, root_QR)
+        depth = advance_to_the_end(rules, arrays, scores, scratch, columns, beams, after, order)
+        beams = after if depth % 2 else beams
+    else:
+        while columns:
+            hidden_QUE, dense_QUK = _decode(arrays, tables.level_offsets, rules, order, columns, children, depth, step)
+            scores = Scores(vectors_QD, hidden_QUE, dense_QUK, tables.level_offsets[depth], root_QR)
+            columns, children = advance(rules, arrays, scores, scratch, depth, beams, after, order)
+            beams, after = after, beams
+            depth += 1
     levels_QBL = beams.levels_QBL if explain else None
     steps = 0 if step is None else depth
     return Beams(
@@ -129,16 +135,13 @@ def _decode(
     columns: int,
     children: int,
     depth: int,
-    step: Step | None,
+    step: Step,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Run the decoder for the unfinished beams: hidden states (Q, U, E), and their products with the whole level.
 
     The products are (Q, U, K) where one matrix product is the cheaper way or all of them are needed, else (Q, U, 0).
     """
     queries = len(order.steps_Q)
-    nothing = np.zeros((queries, columns, 0), np.float32)
-    if step is None:
-        return nothing, nothing
     embeddings_QUE = arrays.tokens_TE[order.token_QB[:, :columns]]
     parents_QU = np.ascontiguousarray(order.parent_QB[:, :columns]) if depth else None
     hidden_QUE = np.ascontiguousarray(step(embeddings_QUE, depth, parents_QU))
@@ -149,7 +152,7 @@ def _decode(
         )
     lo, hi = level_offsets[depth : depth + 2]
     if not (rules.full or depth == 0 or children >= DENSE_SHARE * queries * columns * (hi - lo)):
-        return hidden_QUE, nothing
+        return hidden_QUE, np.zeros((queries, columns, 0), np.float32)
     products = _products(hidden_QUE.reshape(queries * columns, -1), arrays.tokens_TE, lo, hi)
     return hidden_QUE, products.reshape(queries, columns, hi - lo)
 
@@ -244,7 +247,7 @@ def _check(
     wanted = tables.vectors.shape[1]
     if vectors_QD.ndim != 2 or vectors_QD.shape[1] != wanted or vectors_QD.dtype != np.float32:
         raise ValueError(f"queries are {vectors_QD.dtype} of shape {vectors_QD.shape}, expected float32 (Q, {wanted})")
-    if not np.isfinite(vectors_QD).all():
+    if not all_finite(vectors_QD):
         raise ValueError("query vectors hold values that are not finite")
     if eligible is not None and eligible.documents != tables.trie.documents:
         raise ValueError(f"the filter is over {eligible.documents} documents, the index has {tables.trie.documents}")

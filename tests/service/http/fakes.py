@@ -37,9 +37,6 @@ class FakeStore:
     def get(self, position: int) -> Document:
         return self.documents[position]
 
-    def many(self, positions: Sequence[int]) -> list[Document]:
-        return [self.documents[position] for position in positions]
-
     def positions_of(self, ids: Sequence[str]) -> list[int | None]:
         return [self.by_id(document_id) for document_id in ids]
 
@@ -98,17 +95,17 @@ class FakePipeline:
     def _answer(self, options: SearchOptions) -> Answer:
         shown = list(enumerate(self.bundle.documents.documents))[: options.top_k]
         return make_answer(
-            [make_hit(position, document.id) for position, document in shown], {"encode": 0.002, "walk": 0.001}
+            [make_hit(position, document) for position, document in shown], {"encode": 0.002, "walk": 0.001}
         )
 
     def close(self) -> None:
         self.is_closed = True
 
 
-def make_hit(position: int, document_id: str) -> Hit:
+def make_hit(position: int, document: Document) -> Hit:
     return Hit(
         position=position,
-        id=document_id,
+        document=document,
         score=-float(position),
         cosine=0.5 / (position + 1),
         beam_score=-float(position),
