@@ -26,6 +26,7 @@ class Cell(BaseModel):
         recipe: a shipped recipe, or a TOML file.
         changes: dotted key → value; `stage.` changes every stage that is left, a whole table may be given at once.
         data: only on these of the plan's data sets; empty for all.
+        seeds: only with these of the plan's seeds; empty for all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,13 +36,14 @@ class Cell(BaseModel):
     recipe: str
     changes: dict[str, Any] = Field(default_factory=dict)
     data: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
 
 
 class Plan(BaseModel):
     """All cells with what they share.
 
     Attributes:
-        seeds: every cell is trained with each.
+        seeds: every cell is trained with each, unless it names some.
         data: names of folders in the BEIR layout.
         beams: beam widths that are measured; deep measures are taken at the widest.
         queries: the first so many judged test queries are asked; 0 for all.
@@ -81,7 +83,7 @@ def places(plan: Plan) -> Iterator[Place]:
     for seed in plan.seeds:
         for data in plan.data:
             for cell in plan.cell:
-                if not cell.data or data in cell.data:
+                if data in (cell.data or plan.data) and seed in (cell.seeds or plan.seeds):
                     yield Place(data, cell, seed)
 
 

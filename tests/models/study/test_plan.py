@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.retriever.recipe import RecipeError
-from models.study.plan import QUICK, SHIPPED, Cell, cell_recipe, encoder_recipe, load_plan
+from models.study.plan import QUICK, SHIPPED, Cell, Plan, cell_recipe, encoder_recipe, load_plan, places
 
 ENCODER = Path("somewhere/encoder")
 
@@ -25,6 +25,21 @@ def test_every_cell_is_a_recipe_on_the_shared_encoder(path: Path) -> None:
             assert not moving or recipe.quantizer["system"] == "dgi"
     assert len({cell.name for cell in plan.cell}) == len(plan.cell)
     assert len({(cell.recipe, str(cell.changes)) for cell in plan.cell}) == len(plan.cell), "no cell twice"
+
+
+def test_cells_are_trained_where_and_with_the_seeds_they_name() -> None:
+    shared = {"group": "g", "recipe": "hhq"}
+    cells = [
+        {"name": "all", **shared},
+        {"name": "some", "data": ["b"], **shared},
+        {"name": "once", "seeds": [5], **shared},
+    ]
+    plan = Plan.model_validate({"seeds": [4, 5], "data": ["a", "b"], "beams": [10], "cell": cells})
+    trained = [(place.cell.name, place.data, place.seed) for place in places(plan)]
+    assert sorted(trained) == sorted(
+        [("all", data, seed) for data in "ab" for seed in (4, 5)]
+        + [("some", "b", 4), ("some", "b", 5), ("once", "a", 5), ("once", "b", 5)]
+    )
 
 
 def test_the_encoder_is_tuned_and_decodes_nothing() -> None:
