@@ -105,6 +105,7 @@ def test_http_is_measured_through_a_real_server(bundle_path: Path) -> None:
     figures = {f.name: f.value for f in bench_search.run(bundle_path, None, (2,), 3, console=console)}
     bare, over_http = figures["bare pipeline, beam 20"], figures["HTTP answer, beam 20"]
     assert 0 < bare < over_http
+    assert figures["HTTP answer of /livez, the floor"] > 0
     assert figures["HTTP answer / bare pipeline"] == pytest.approx(over_http / bare)
 
 
