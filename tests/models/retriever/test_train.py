@@ -89,6 +89,20 @@ def test_what_is_held_out_is_in_no_history(tiny_encoder: Path, tiny_data: Path, 
     }
 
 
+def test_every_seed_holds_out_the_same_queries(tiny_encoder: Path, tiny_data: Path) -> None:
+    """Or an encoder that one run tuned would have seen what the next run, with another seed, validates on."""
+    dataset, tokenizer = load_dataset(tiny_data, splits=["train"]), load_tokenizer(str(tiny_encoder))
+    held_out, shares = [], []
+    for seed, dev_share in ((0, 0.4), (1, 0.4), (2, 0.4), (3, 0.2)):
+        recipe = tiny_recipe(tiny_encoder).model_copy(update={"seed": seed, "dev_share": dev_share})
+        material = gather([dataset], recipe, tokenizer)
+        held_out.append({(str(material.queries.ids[query]), document) for query, document in material.held_out})
+        shares.append(len(material.held_out))
+    assert held_out[0] == held_out[1] == held_out[2]
+    assert held_out[3] < held_out[0], "a smaller share is a part of the larger"
+    assert shares[0] > shares[3] > 0
+
+
 @pytest.mark.parametrize(("trust", "share"), [("full", 0.8), ("as_right", 0.4)])
 def test_a_teacher_counts_as_far_as_it_is_right(
     tiny_encoder: Path, trust: str, share: float, monkeypatch: pytest.MonkeyPatch
