@@ -146,7 +146,7 @@ def calibrate(work: Work, pairs: Sequence[Pair]) -> tuple[float, float]:
     for share in DECODER_SHARES:
         turn(share)
         gains[share] = mean_reciprocal_rank(walked_ranks(work, pairs, "guided"))
-    best = max(gains, key=lambda share: gains[share])
+    best = max(gains, key=lambda share: (gains[share], -abs(math.log(share))))  # of equals what is nearest to training
     turn(best)
     return best, gains[best]
 

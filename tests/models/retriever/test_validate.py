@@ -41,3 +41,10 @@ def test_calibration_turns_down_what_is_to_count_less(
     assert (share, gain) == (best, 1.0)
     assert retriever.log_beside.exp().tolist() == pytest.approx([beside, beside])
     assert float(retriever.log_weight.exp()) == pytest.approx(weight)
+
+
+def test_where_all_shares_find_as_much_nothing_is_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    retriever = SimpleNamespace(log_beside=torch.tensor([3.0]).log(), log_weight=torch.tensor(32.0).log())
+    monkeypatch.setattr(validate, "walked_ranks", lambda *_: np.array([1, 2]))
+    assert validate.calibrate(SimpleNamespace(retriever=retriever), []) == (1.0, 0.75)  # type: ignore[arg-type]
+    assert [float(retriever.log_beside.exp()), float(retriever.log_weight.exp())] == pytest.approx([3.0, 32.0])
