@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from service.ops.kernels import prepare_kernel_cache
+
+prepare_kernel_cache(Path(__file__).parents[1] / ".pytest_cache")  # before any test imports numba: see there
+
+
 
 @pytest.fixture(scope="session")
 def datasets() -> Path:

@@ -3,10 +3,14 @@
 A cache index is unpickled by numba, so whoever can write the folder can run code as us: it must belong to us alone
 (mode 0700). A read-only root has no writable ``__pycache__``, where ``cache=True`` would fail at import: then a
 temporary folder serves. Must run before numba is imported: numba reads ``NUMBA_CACHE_DIR`` once.
+
+Numba compiles a kernel anew when its own file changes, not when a kernel in another file does that it calls. So the
+folder is named after all sources that hold kernels: another state of them has another folder.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import stat
@@ -16,8 +20,11 @@ import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+SOURCES = Path(__file__).parents[1]
+ROOMS_WITH_KERNELS = ("index", "search")
 
-def prepare_kernel_cache(cache_folder: Path) -> Path:
+
+def prepare_kernel_cache(cache_folder: Path, sources: Path = SOURCES) -> Path:
     """Point numba at a private folder under ``cache_folder`` and return it.
 
     A ``NUMBA_CACHE_DIR`` that is already set is kept. Where the folder cannot be made, or is not ours alone, a fresh
@@ -27,18 +34,26 @@ def prepare_kernel_cache(cache_folder: Path) -> Path:
         return Path(given)
     if "numba" in sys.modules:
         warnings.warn("numba was imported before its cache folder was set: kernels go to __pycache__", stacklevel=2)
-    folder = cache_folder / "kernels" / _version_key()
+    folder = cache_folder / "kernels" / _version_key(sources)
     if not _make_private(folder):
         folder = Path(tempfile.mkdtemp(prefix="rhumb-kernels-"))
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
     return folder
 
 
-def _version_key() -> str:
-    """Kernels of another package, numba, Python or machine type never meet."""
+def _version_key(sources: Path) -> str:
+    """Kernels of another numba, Python, machine type or state of the sources never meet."""
     return "-".join(
-        [_version("rhumbline"), f"numba{_version('numba')}", sys.implementation.cache_tag or "py", platform.machine()]
+        [f"numba{_version('numba')}", sys.implementation.cache_tag or "py", platform.machine(), _digest(sources)]
     )
+
+
+def _digest(sources: Path) -> str:
+    """A digest of every source file in the rooms that hold kernels."""
+    digest = hashlib.sha256()
+    for path in sorted(path for room in ROOMS_WITH_KERNELS for path in (sources / room).glob("*.py")):
+        digest.update(path.relative_to(sources).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def _version(distribution: str) -> str:

@@ -59,6 +59,29 @@ def test_unwritable_place_falls_back_to_a_temporary_folder(tmp_path: Path) -> No
     folder.rmdir()
 
 
+def test_kernels_that_call_a_changed_kernel_are_compiled_anew(tmp_path: Path) -> None:
+    """Numba looks at the file of a kernel only, not at those of the kernels that it calls."""
+    room = tmp_path / "rooms" / "search"
+    room.mkdir(parents=True)
+    inner = "from numba import njit\n@njit(cache=True)\ndef inner(x):\n    return x + {}\n"
+    outer = "from numba import njit\nfrom inner import inner\n@njit(cache=True)\ndef outer(x):\n    return inner(x)\n"
+    (room / "outer.py").write_text(outer)
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path\n"
+        "from service.ops.kernels import prepare_kernel_cache\n"
+        "prepare_kernel_cache(Path(sys.argv[1]), Path(sys.argv[2]).parent)\n"
+        "import outer; print(outer.outer(1))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    command = [sys.executable, "-c", script, str(tmp_path / "cache"), str(room)]
+    answers = []
+    for number in (10, 20):
+        (room / "inner.py").write_text(inner.format(number))
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        answers.append(done.stdout.strip())
+    assert answers == ["11", "21"]
+
+
 def test_numba_that_came_first_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba", object())
     with pytest.warns(UserWarning, match="before its cache folder"):
