@@ -151,7 +151,16 @@ async def test_another_media_type_is_a_415(client: httpx.AsyncClient, headers: d
 
 
 @pytest.mark.parametrize(
-    "content_type", ["application/json", "Application/JSON", "application/json; charset=UTF-8", "application/json;"]
+    "content_type",
+    [
+        "application/json",
+        "Application/JSON",
+        "application/json; charset=UTF-8",
+        'application/json;charset="utf8" ; profile=x',
+        "application/json;",
+        "application/json; charset*0=a; charset*=b",
+        "application/json; charset*" + "1" * 5000 + "=x",
+    ],
 )
 async def test_json_by_any_of_its_spellings_is_taken(client: httpx.AsyncClient, content_type: str) -> None:
     answer = await client.post("/v1/search", content=b'{"query": "a"}', headers={"content-type": content_type})
@@ -216,6 +225,13 @@ def test_any_json_is_answered_below_500(body: Any) -> None:
 @given(body=st.binary(max_size=60))
 def test_any_bytes_are_answered_below_500(body: bytes) -> None:
     assert _portal().post("/v1/search", content=body, headers=JSON).status_code in (400, 422)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60))
+def test_any_parameters_of_a_media_type_are_taken_or_refused(parameters: str) -> None:
+    headers = {"content-type": f"application/json;{parameters}"}
+    assert _portal().post("/v1/search", content=b'{"query": "a"}', headers=headers).status_code in (200, 415)
 
 
 _CLIENTS: list[Any] = []
