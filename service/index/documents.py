@@ -1,13 +1,12 @@
-"""The document store of a bundle: SQLite, opened read-only and immutable, one connection per thread."""
+"""The document store of a bundle: SQLite, opened read-only and immutable; readers borrow connections."""
 
 from __future__ import annotations
 
 import errno
 import json
 import sqlite3
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,14 +33,17 @@ class Document:
 
 
 class DocumentStore:
-    """Documents by position or id; safe to use from many threads. Close it when no thread reads any more."""
+    """Documents by position or id; safe to use from many threads. Close it when no thread reads any more.
+
+    There are as many connections as ever read at the same time, however many threads come and go.
+    """
 
     def __init__(self, path: Path) -> None:
         self._uri = f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
-        self._local = threading.local()
-        self._lock = threading.Lock()
-        self._connections: list[sqlite3.Connection] = []
-        count, last = self._connection().execute("SELECT COUNT(*), MAX(position) FROM documents").fetchone()
+        self._idle: list[sqlite3.Connection] = []  # append and pop are atomic
+        self._is_closed = False
+        with self._connection() as connection:
+            count, last = connection.execute("SELECT COUNT(*), MAX(position) FROM documents").fetchone()
         if last is not None and last + 1 != count:
             raise ValueError(f"'{path}' holds {count} documents with positions up to {last}: build the bundle again")
         self._count = int(count)
@@ -56,7 +58,8 @@ class DocumentStore:
     def by_id(self, document_id: str) -> int | None:
         """Return the position of a document, or None for an unknown id."""
         try:
-            row = self._connection().execute("SELECT position FROM documents WHERE id = ?", (document_id,)).fetchone()
+            with self._connection() as connection:
+                row = connection.execute("SELECT position FROM documents WHERE id = ?", (document_id,)).fetchone()
         except UnicodeEncodeError:  # lone surrogates: no stored id has any
             return None
         return None if row is None else int(row[0])
@@ -69,7 +72,8 @@ class DocumentStore:
             chunk = known[start : start + PARAMETERS]
             marks = ",".join("?" * len(chunk))
             query = f"SELECT id, position FROM documents WHERE id IN ({marks})"  # noqa: S608 - only marks
-            found.update(self._connection().execute(query, chunk))
+            with self._connection() as connection:
+                found.update(connection.execute(query, chunk))
         return [found.get(each) for each in ids]
 
     def many(self, positions: Sequence[int]) -> list[Document]:
@@ -82,29 +86,35 @@ class DocumentStore:
         return [found[position] for position in wanted]
 
     def close(self) -> None:
-        """Close the connections of all threads."""
-        with self._lock:
-            while self._connections:
-                self._connections.pop().close()
+        """Close all connections."""
+        self._is_closed = True
+        while self._idle:
+            self._idle.pop().close()
 
     def _rows(self, positions: list[int]) -> Iterator[tuple[int, Document]]:
         for start in range(0, len(positions), PARAMETERS):
             chunk = positions[start : start + PARAMETERS]
             marks = ",".join("?" * len(chunk))
             query = f"SELECT position, {COLUMNS} FROM documents WHERE position IN ({marks})"  # noqa: S608 - only marks
-            for position, *columns in self._connection().execute(query, chunk):
+            with self._connection() as connection:
+                rows = connection.execute(query, chunk).fetchall()
+            for position, *columns in rows:
                 yield position, document_of(columns)
 
-    def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            # the connection is used by its own thread only, but `close` runs in another
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """Lend an idle connection, or a new one where all are lent."""
+        if self._is_closed:
+            raise sqlite3.ProgrammingError("the document store is closed")
+        try:
+            connection = self._idle.pop()
+        except IndexError:
             connection = sqlite3.connect(self._uri, uri=True, check_same_thread=False)
             connection.execute("PRAGMA mmap_size = 268435456")
-            self._local.connection = connection
-            with self._lock:
-                self._connections.append(connection)
-        return connection
+        try:
+            yield connection
+        finally:
+            self._idle.append(connection)
 
 
 def _is_storable(document_id: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -89,10 +90,24 @@ def test_many_threads_read_at_once(store: DocumentStore) -> None:
     store.close()
 
 
+def test_threads_that_come_and_go_leave_no_open_file_behind(store: DocumentStore, tmp_path: Path) -> None:
+    def opened() -> int:
+        links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        return sum(os.path.realpath(link) == str(tmp_path / "d.sqlite") for link in links)
+
+    for number in range(50):
+        thread = threading.Thread(target=store.get, args=(number,))
+        thread.start()
+        thread.join()
+    assert opened() == 1
+    store.close()
+    assert opened() == 0
+
+
 def test_the_store_cannot_be_written(store: DocumentStore, tmp_path: Path) -> None:
     before = (tmp_path / "d.sqlite").read_bytes()
-    with pytest.raises(sqlite3.OperationalError, match="readonly"):
-        store._connection().execute("DELETE FROM documents")
+    with pytest.raises(sqlite3.OperationalError, match="readonly"), store._connection() as connection:
+        connection.execute("DELETE FROM documents")
     store.close()
     assert (tmp_path / "d.sqlite").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["d.sqlite"]
