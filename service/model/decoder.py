@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from service.model.encoder import Encoded
 from service.model.session import EXPORT, Device, ModelError, Session
 
+SHRINK_BEAMS = 512  # of all queries: steps from here on give their memory back, which would be kept for good otherwise
+
 
 class Decoder:
     """The frozen decoder graph; `start` gives a batch its own caches. Threads may share one object.
@@ -102,7 +104,8 @@ class DecoderStep:
             **dict(zip(self._decoder.past_names, past, strict=True)),
         }
         self._past = None  # the old caches are free once the run ends
-        hidden_QBE, *self._past = self._decoder.session.run(("hidden", *self._decoder.present_names), feeds)
+        shrink = embeddings_QBE.shape[0] * embeddings_QBE.shape[1] >= SHRINK_BEAMS
+        hidden_QBE, *self._past = self._decoder.session.run(("hidden", *self._decoder.present_names), feeds, shrink)
         self.steps += 1
         return hidden_QBE
 

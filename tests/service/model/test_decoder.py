@@ -135,3 +135,18 @@ def test_an_encoder_of_another_model_is_refused(decoder: Decoder, tmp_path: Path
 def test_an_encoder_in_the_decoders_place_is_refused(model: Model) -> None:
     with pytest.raises(ModelError, match=r"encoder\.onnx' has inputs"):
         Decoder(model.encoder_file, 1)
+
+
+def test_wide_steps_give_their_memory_back(model: Model, encoded: Encoded, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(model.decoder_file, 1)  # type: ignore[arg-type]  # this model has one
+    asked: list[bool] = []
+    run = decoder.session.run
+
+    def watched(outputs: Any, feeds: Any, shrink: bool = False) -> Any:
+        asked.append(shrink)
+        return run(outputs, feeds, shrink)
+
+    monkeypatch.setattr(decoder.session, "run", watched)
+    for beams in (1, 170, 171):
+        decoder.start(encoded)(np.zeros((len(encoded), beams, decoder.embedding_dimensions or 0), np.float32), 0)
+    assert asked == [False, False, True], "three queries: 510 and 513 beams"
