@@ -89,6 +89,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_waiting()
         if self.transport.is_closing():
             return
+        if self.cycle is not None and not (self.cycle.more_body or self.cycle.response_complete):
+            self.cycle.keep_alive = False  # the answer to what came before goes out whole; then the connection closes
+            self.flow.pause_reading()
+            return
         body = json.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail})
         head = (
             f"HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\n"

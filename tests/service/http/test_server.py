@@ -85,6 +85,21 @@ def test_slow_second_head_on_a_connection_gets_a_408() -> None:
         assert b"HTTP/1.1 408 " in answer
 
 
+@pytest.mark.parametrize("next_head", [b"GET /livez HTTP/1.1\r\nho", b"no HTTP at all\r\n\r\n"])
+def test_a_bad_second_head_leaves_the_answer_under_way_alone(next_head: bytes) -> None:
+    pipeline = FakePipeline()
+    with running(pipeline, body_timeout_seconds=0.3) as (_, port, _):
+        pipeline.may_go.clear()
+        timer = threading.Timer(1.0, pipeline.may_go.set)
+        timer.start()
+        answer = talk(port, head(len(QUERY)) + QUERY, next_head, pause=0.1)
+        timer.join()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"}")
+    assert b"collections.Counter" in answer
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
 def test_idle_connection_outlives_the_head_deadline() -> None:
     """Between requests a client may keep its connection for as long as keep-alive says."""
     with running(FakePipeline(), body_timeout_seconds=0.3) as (url, _, _), httpx.Client() as client:
