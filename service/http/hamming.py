@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import time
 from functools import partial
 from itertools import chain, pairwise
@@ -47,6 +48,7 @@ from service.search.rescoring import Neighbours
 
 MAX_RESULTS = 64_000  # of one request
 MAX_CANDIDATES = 400_000  # rescored for one request: half a second of reading vectors
+MAX_SHORTLISTED = 4_000_000  # by a cascade for one request: about two seconds of one core
 
 hamming_router = APIRouter(prefix="/v1", tags=["search"])
 
@@ -69,6 +71,7 @@ async def hamming_search(
     codes = needed_codes(engine, "#")
     _check_limits(body, shared.limits)
     _check_shape(body, codes)
+    _check_cascade(body, engine.pipeline.bundle.manifest.documents)
     answers, timings = await engine.compute(partial(_answer, body, engine, codes))
     engine.metrics.count_queries(len(answers))
     timings |= {"total": time.perf_counter() - begin}
@@ -132,6 +135,18 @@ def _answer(body: HammingRequest, engine: Engine, codes: CodeSearch) -> tuple[li
     seconds = [later - earlier for earlier, later in pairwise(times)]
     stages = dict(zip(("encode", "pack", "hamming", "render"), seconds, strict=True))
     return results, stages | {"pipeline": sum(seconds[:3])}
+
+
+def _check_cascade(body: HammingRequest, documents: int) -> None:
+    """Raise a 422 for shortlists that take longer than any exact scan would."""
+    if body.cascade is None:
+        return
+    shortlisted = len(body.given()) * math.ceil(body.cascade.share * documents)
+    if shortlisted > MAX_SHORTLISTED:
+        detail = (
+            f"shortlists {shortlisted} documents for all queries, more than {MAX_SHORTLISTED}: ask for a smaller part"
+        )
+        raise invalid("#/cascade/share", detail)
 
 
 def _options(body: HammingRequest, engine: Engine) -> HammingOptions:

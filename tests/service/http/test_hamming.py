@@ -279,6 +279,13 @@ def test_answers_of_a_batch_are_bounded_together(client: TestClient, monkeypatch
     ask(client, queries=["a", "b"], top_k=50, rescore=3)
 
 
+def test_shortlists_are_bounded_together(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hamming, "MAX_SHORTLISTED", 60)
+    ask(client, queries=["a", "b"], level="2", cascade={"dims": 8, "share": 0.5})
+    pointer, detail = refusal(client, {"queries": ["a", "b"], "level": "2", "cascade": {"dims": 8, "share": 0.51}})
+    assert (pointer, "shortlists 62 documents for all queries, more than 60" in detail) == ("#/cascade/share", True)
+
+
 def test_bundle_without_codes_says_so(tmp_path: Path) -> None:
     with TestClient(create_app(FakePipeline(), make_settings())) as client:
         assert "codes" not in client.get("/info").json()
