@@ -17,9 +17,10 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from service import __version__
-from service.http.problems import overloaded
+from service.http.problems import Problem, overloaded
 from service.http.rendering import SearchPipeline, explain, render_results
 from service.http.schemas import QueryAnswer, Result
+from service.model.tokens import TextError
 from service.ops.cache import AnswerCache, answer_key
 from service.ops.metrics import Metrics
 from service.search.filters import DocumentFilter
@@ -28,6 +29,8 @@ from service.search.options import SearchOptions
 logger = logging.getLogger(__name__)
 
 CANARY_QUERY = "how do I find what I am looking for"
+MANY_RESULTS = 50  # a millisecond of JSON where their documents are long: not for the event loop
+MUCH_JSON = 100_000  # bytes of answers from the cache, likewise
 Timings = dict[str, float]
 Answers = TypeVar("Answers")
 
@@ -60,11 +63,14 @@ class Search:
         histories = None if self.histories is None else [self.histories[row] for row in rows]
         return replace(self, queries=[self.queries[row] for row in rows], histories=histories)
 
-    def key(self, row: int, digest: str) -> str:
-        """Return the cache key of one query: everything that its answer depends on."""
-        history = self.histories[row] if self.histories else []
-        how = repr((__version__, self.options, sorted(self.include), len(history)))
-        return answer_key([digest, how, self.queries[row], *history])
+    def keys(self, digest: str) -> list[str]:
+        """Return the cache key of each query: everything that its answer depends on."""
+        how = repr((__version__, self.options, sorted(self.include)))  # once: a filter's bitmap is read for it
+        histories = self.histories or [[]] * len(self.queries)
+        return [
+            answer_key([digest, how, str(len(history)), query, *history])
+            for query, history in zip(self.queries, histories, strict=True)
+        ]
 
 
 class Engine:
@@ -104,7 +110,7 @@ class Engine:
 
     async def _search_cached(self, search: Search) -> tuple[list[QueryAnswer], Timings]:
         begin = time.perf_counter()
-        keys = [search.key(row, self._digest) for row in range(len(search.queries))]
+        keys = search.keys(self._digest)
         answers = await self._look_up(keys)
         timings = {"cache": time.perf_counter() - begin}
         rows = {key: row for row, key in enumerate(keys) if key not in answers}  # each question once
@@ -120,7 +126,8 @@ class Engine:
         if values is None:
             self.metrics.count_cache("error", len(keys))
             return {}
-        found = await asyncio.to_thread(_read_all, keys, values) if len(keys) > 1 else _read_all(keys, values)
+        size = sum(len(value) for value in values if value is not None)
+        found = await asyncio.to_thread(_read_all, keys, values) if size > MUCH_JSON else _read_all(keys, values)
         hits = sum(key in found for key in keys)
         self.metrics.count_cache("hit", hits)
         self.metrics.count_cache("miss", len(keys) - hits)
@@ -128,7 +135,8 @@ class Engine:
 
     async def _remember(self, answers: dict[str, QueryAnswer]) -> None:
         """Begin to write to the cache: the local one is done at once, a slow one must not hold up the answer."""
-        values = await asyncio.to_thread(_written, answers) if len(answers) > 1 else _written(answers)
+        many = sum(len(answer.results) for answer in answers.values()) > MANY_RESULTS
+        values = await asyncio.to_thread(_written, answers) if many else _written(answers)
         task = asyncio.create_task(self.cache.put_many(values))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
@@ -138,12 +146,15 @@ class Engine:
         """Run work in a thread of the pool; give its result, and seconds per stage with the wait in the queue.
 
         Raises:
-            Problem: 503 when the service is full, or what the work raises.
+            Problem: 503 when the service is full, 422 for a text that the model cannot encode, or what the work raises.
         """
         if self.in_flight >= self.max_in_flight:
             self.metrics.count_refusal("overload")
             raise overloaded(self.in_flight)
-        answers, timings = await asyncio.wrap_future(self._submit(work))
+        try:
+            answers, timings = await asyncio.wrap_future(self._submit(work))
+        except TextError as error:
+            raise Problem(422, f"a text cannot be encoded: {error}") from None
         self.metrics.observe_stages(timings)
         return answers, timings
 

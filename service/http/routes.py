@@ -59,6 +59,7 @@ async def search(body: Annotated[SearchRequest, Body(openapi_examples=SEARCH_EXA
     """
     check_request_limits(body, shared.limits)
     wanted = _search_of(body, shared.engine)
+    check_size(wanted)
     if body.filter is not None:
         eligible = await run_in_threadpool(document_filter, shared.engine, body.filter)
         wanted = replace(wanted, options=replace(wanted.options, eligible=eligible))
@@ -69,7 +70,7 @@ async def search(body: Annotated[SearchRequest, Body(openapi_examples=SEARCH_EXA
         else SearchAnswer(**dict(answers[0]), timings=timings)
     )
     headers = timing_headers(timings) | {"x-cache": _cache_outcome(answers)}
-    return await off_loop(sum(len(found.results) for found in answers), json_response, answer, headers)
+    return await off_loop(sum(map(_size, answers)), json_response, answer, headers)
 
 
 @search_router.get(
@@ -152,16 +153,16 @@ def check_request_limits(body: SearchRequest, limits: RequestLimits) -> None:
     if body.top_k > limits.max_top_k:
         raise invalid("#/top_k", f"is more than {limits.max_top_k}: ask for fewer results")
     check_count("#/queries", len(body.texts()), limits)
-    check_size(body)
     check_texts("#/query" if body.query is not None else "#/queries", body.texts(), limits.max_query_characters)
     check_texts("#/history", body.history or [], limits.max_query_characters)
     check_texts("#/histories", chain(*body.histories or []), limits.max_query_characters)
 
 
-def check_size(body: SearchRequest) -> None:
+def check_size(wanted: Search) -> None:
     """Raise a 422 for a batch whose results, or beams, would take memory and time from everybody else."""
-    queries = len(body.texts())
-    for name, width, most in (("top_k", body.top_k, MAX_RESULTS), ("beam_width", body.beam_width, MAX_BEAMS)):
+    queries, options = len(wanted.queries), wanted.options
+    beams = 0 if options.mode == "hamming" else options.beams(options.scoring or "")
+    for name, width, most in (("top_k", options.top_k, MAX_RESULTS), ("beam_width", beams, MAX_BEAMS)):
         if queries > 1 and queries * width > most:
             detail = f"is {width} for each of {queries} queries, together more than {most}: send smaller batches"
             raise invalid(f"#/{name}", detail)
@@ -174,9 +175,9 @@ def _check_mode(body: SearchRequest, engine: Engine) -> None:
             raise invalid("#/level", "is of packed codes, which this mode does not scan: choose mode hamming or hybrid")
         return
     check_level(needed_codes(engine, "#/mode"), body.level)
-    idle = {"ranking"} if body.mode == "hybrid" else {"ranking", "scoring", "beam_width", "explain"}
-    for name in sorted(idle & body.model_fields_set):
-        if (name, getattr(body, name)) not in (("ranking", "cosine"), ("explain", False)):
+    idle = ["ranking"] if body.mode == "hybrid" else ["beam_width", "explain", "ranking", "scoring"]
+    for name in idle:
+        if getattr(body, name) not in (None, False) and (name, body.ranking) != ("ranking", "cosine"):
             raise invalid(f"#/{name}", f"does nothing in mode {body.mode}, which ranks by cosine: leave it out")
 
 
@@ -188,9 +189,9 @@ def _search_of(body: SearchRequest, engine: Engine) -> Search:
         raise invalid("#/scoring", f"is not offered by this bundle: choose from {', '.join(manifest.scorings)}")
     options = SearchOptions(
         top_k=body.top_k,
-        beam_width=body.beam_width if "beam_width" in body.model_fields_set else None,
+        beam_width=body.beam_width,
         scoring=scoring,
-        ranking=body.ranking if body.mode == "generative" else "cosine",
+        ranking=(body.ranking or "lexicographic") if body.mode == "generative" else "cosine",
         explain=body.explain,
         mode=body.mode,
         level=body.level,
@@ -202,6 +203,11 @@ def _find_document(engine: Engine, document_id: str) -> tuple[int, Document] | N
     documents = engine.pipeline.bundle.documents
     position = documents.by_id(document_id)
     return None if position is None else (position, documents.get(position))
+
+
+def _size(answer: QueryAnswer) -> int:
+    """Results and explained beams of an answer."""
+    return len(answer.results) + len(answer.explanation.beams if answer.explanation else ())
 
 
 def _cache_outcome(answers: Sequence[QueryAnswer]) -> str:

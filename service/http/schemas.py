@@ -21,6 +21,7 @@ from service.search.walk import MAX_BEAM_WIDTH
 Include = Literal["documents", "codes", "scores"]
 
 CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tab, newline, return
+INVISIBLE: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})  # unknown to this Python is not invisible
 LONE_SURROGATES: Final = re.compile("[\ud800-\udfff]")  # JSON can spell them, UTF-8 cannot carry them
 MAX_QUERIES: Final = 10_000
 MAX_HISTORY: Final = 100
@@ -35,7 +36,7 @@ def clean_text(text: str) -> str:
     if found := CONTROL_CHARACTERS.search(text):
         count = len(CONTROL_CHARACTERS.findall(text))
         raise ValueError(f"has {count} control characters, the first at position {found.start()}: remove them")
-    if not any(unicodedata.category(character)[0] not in "CZ" for character in text):
+    if all(unicodedata.category(character) in INVISIBLE for character in text):
         raise ValueError("is empty: give at least one visible character")
     if text.isascii():
         return text
@@ -99,8 +100,8 @@ class SearchRequest(Strict):
         None, description="A batch of queries, answered in order."
     )
     top_k: int = Field(10, ge=1, le=MAX_TOP_K, description="Results per query.")
-    beam_width: int = Field(
-        DEFAULT_BEAM_WIDTH,
+    beam_width: int | None = Field(
+        None,
         ge=1,
         le=MAX_BEAM_WIDTH,
         description=f"Trie nodes kept per step: wider finds more, slower. If left out, {DEFAULT_BEAM_WIDTH} "
@@ -109,9 +110,10 @@ class SearchRequest(Strict):
     scoring: Scoring | None = Field(
         None, description="How a step is scored; the bundle's default if left out. `/info` says what is offered."
     )
-    ranking: Ranking = Field(
-        "lexicographic",
-        description="Order of the results: by beam score then cosine, by cosine, or by both added (`fused`).",
+    ranking: Ranking | None = Field(
+        None,
+        description="Order of the results: by beam score then cosine (`lexicographic`, if left out), by cosine, or by "
+        "both added (`fused`). The modes `hamming` and `hybrid` rank by cosine.",
     )
     history: History | None = Field(
         None, description="Titles of the last items, oldest first, for `query`; `/info` says how many the model reads."

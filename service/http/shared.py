@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from service.http.engine import Engine, Timings
+from service.http.engine import MANY_RESULTS, Engine, Timings
 from service.http.problems import invalid
 from service.http.readiness import Readiness
 from service.http.schemas import DocumentIds
@@ -20,7 +20,6 @@ from service.ops.metrics import Metrics
 from service.search.codes import CodeSearch
 from service.search.filters import DocumentFilter
 
-MANY_RESULTS = 200  # about a millisecond of JSON with documents
 Done = TypeVar("Done")
 
 

@@ -16,6 +16,11 @@ from tokenizers import Tokenizer
 from service.model.session import ModelError
 from service.model.text import TextSettings, document_text, query_text
 
+
+class TextError(ValueError):
+    """A text cannot be encoded by this model; the message says which of a batch."""
+
+
 PADDING_NAMES = ("[PAD]", "<pad>", "<|endoftext|>")
 
 
@@ -85,9 +90,9 @@ def _encode(tokenizer: Tokenizer, texts: list[str], what: str) -> list[list[int]
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"{what} {number} holds a lone surrogate at character {error.start}: remove it") from None
+            raise TextError(f"{what} {number} holds a lone surrogate at character {error.start}: remove it") from None
     rows = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
     for number, ids in enumerate(rows):
         if not ids:
-            raise ValueError(f"{what} {number} has no tokens: it is empty for this tokenizer")
+            raise TextError(f"{what} {number} has no tokens for this model's tokenizer: give it a word")
     return rows

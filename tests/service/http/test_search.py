@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from service.http.app import create_app
+from service.model.tokens import TextError
 from service.ops.settings import Settings
 from tests.service.http.fakes import DOCUMENTS, FakePipeline, client_of, make_settings
 
@@ -58,6 +59,31 @@ async def test_options_reach_the_pipeline(client: httpx.AsyncClient, pipeline: F
     queries, options, histories = pipeline.searches[0]
     assert (queries, histories) == (["x"], [["a", "b"]])
     assert (options.top_k, options.beam_width, options.scoring, options.ranking) == (7, 33, "generative", "fused")
+
+
+async def test_what_is_null_is_left_out(client: httpx.AsyncClient, pipeline: FakePipeline) -> None:
+    """A client that sends every field of the page, with the page's defaults, is answered like one that sends none."""
+    page = (await client.get("/openapi.json")).json()["components"]["schemas"]["SearchRequest"]["properties"]
+    defaults = {name: field.get("default") for name, field in page.items() if name not in ("include", "query")}
+    assert (await client.post("/v1/search", json={"query": "x"} | defaults)).status_code == 200
+    assert (await client.post("/v1/search", json={"query": "x"})).json()["cached"]
+    assert len(pipeline.searches) == 1
+
+
+async def test_a_text_that_the_model_cannot_encode_is_a_422(client: httpx.AsyncClient, pipeline: FakePipeline) -> None:
+    pipeline.error = TextError("query 0 has no tokens for this model's tokenizer: give it a word")
+    answer = await client.post("/v1/search", json={"query": "\u0301"})
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+    assert "query 0 has no tokens" in answer.json()["detail"]
+
+
+async def test_a_batch_is_bounded_by_the_beams_that_it_walks() -> None:
+    """Also where the request leaves the width out."""
+    async with client_of(create_app(FakePipeline(), make_settings(max_queries=200))) as client:
+        for queries, status in ((163, 200), (164, 422)):
+            answer = await client.post("/v1/search", json={"queries": ["x"] * queries, "scoring": "geometric"})
+            assert answer.status_code == status
+    assert "100 for each of 164 queries, together more than 16384" in answer.text
 
 
 async def test_histories_belong_to_their_queries(client: httpx.AsyncClient, pipeline: FakePipeline) -> None:
