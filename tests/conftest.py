@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from service import cli
 from service.ops.kernels import prepare_kernel_cache
 
 prepare_kernel_cache(Path(__file__).parents[1] / ".pytest_cache")  # before any test imports numba: see there
-
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +22,18 @@ def datasets() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no development data sets at {folder} (set RHUMB_TEST_DATA)")
     return folder
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Call `rhumb` in this process as the console script does; gives (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rhumb", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    return run

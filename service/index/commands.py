@@ -6,9 +6,6 @@ Imports are local: `rhumb --help` shall not wait for onnxruntime and numba.
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,16 +33,15 @@ def index(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the encoder; every CPU by default.")] = None,
 ) -> None:
     """Index a corpus with a model and publish the bundle. Needs no torch."""
-    with errors_as_text():
-        from service.index.build import build_bundle
-        from service.index.corpus import read_corpus
-        from service.index.manifest import human_bytes
+    from service.index.build import build_bundle
+    from service.index.corpus import read_corpus
+    from service.index.manifest import human_bytes
 
-        given = None if vectors is None else _load_vectors(vectors)
-        manifest = build_bundle(
-            model, read_corpus(corpus), out, vectors=given, replace=replace, threads=threads, corpus=corpus.name
-        )
-        size = human_bytes(sum(entry.bytes for entry in manifest.files.values()))
+    given = None if vectors is None else _load_vectors(vectors)
+    manifest = build_bundle(
+        model, read_corpus(corpus), out, vectors=given, replace=replace, threads=threads, corpus=corpus.name
+    )
+    size = human_bytes(sum(entry.bytes for entry in manifest.files.values()))
     typer.echo(
         f"{out}: {manifest.documents} documents on {manifest.distinct_sids} semantic IDs, {size}. "
         f"Serve it: rhumb serve {out}"
@@ -57,32 +53,16 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Verify a model or bundle and print what it is."""
-    with errors_as_text():
-        from rich.console import Console
+    from rich.console import Console
 
-        from service.index.inspect import inspect_artefact
-        from service.index.inspect_tables import render
+    from service.index.inspect import inspect_artefact
+    from service.index.inspect_tables import render
 
-        inspection = inspect_artefact(path)
-        if as_json:
-            typer.echo(json.dumps(inspection.as_json(), indent=1))
-        else:
-            Console().print(render(inspection))
-
-
-@contextmanager
-def errors_as_text() -> Iterator[None]:
-    """Turn errors about what the user gave into one paragraph on stderr and exit code 1, without a traceback."""
-    from service.index.artefact import ArtefactError
-    from service.index.corpus import CorpusError
-    from service.model.session import ModelError
-
-    try:
-        yield
-    except (ArtefactError, CorpusError, ModelError, OSError) as error:
-        text = f"error: {error}".encode(errors="backslashreplace").decode()
-        print(text, file=sys.stderr)
-        raise typer.Exit(1) from None
+    inspection = inspect_artefact(path)
+    if as_json:
+        typer.echo(json.dumps(inspection.as_json(), indent=1))
+    else:
+        Console().print(render(inspection))
 
 
 def _load_vectors(file: Path) -> NDArray[np.floating]:

@@ -23,22 +23,6 @@ from service.ops.settings import settings_markdown
 from tests.tiny import make_bundle
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
-    """Call `rhumb` in this process as the console script does; gives (exit code, stdout, stderr)."""
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rhumb", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
-
-    return run
-
-
 def test_help_lists_the_commands_of_all_rooms(run: Any) -> None:
     code, out, _ = run("--help")
     assert code == 0

@@ -9,18 +9,16 @@ from collections import Counter
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from typer.testing import CliRunner
 
 from service.index.artefact import ArtefactError
 from service.index.bundle import open_bundle
-from service.index.commands import register
 from service.index.inspect import inspect_artefact, level_use
 from service.index.inspect_tables import collision_rows, render
 from service.index.trie import build_trie, collision_sizes
@@ -127,13 +125,6 @@ def test_a_damaged_artefact_is_not_described(bundle_copy: Path) -> None:
         inspect_artefact(bundle_copy)
 
 
-@pytest.fixture(scope="module")
-def app() -> typer.Typer:
-    app = typer.Typer()
-    register(app)
-    return app
-
-
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     lines = [json.dumps({"_id": d.id, "title": d.title, "text": d.text}) for d in make_documents(30)]
@@ -141,29 +132,28 @@ def corpus(tmp_path: Path) -> Path:
     return tmp_path / "corpus.jsonl"
 
 
-def test_index_then_inspect(app: typer.Typer, tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
+def test_index_then_inspect(run: Any, tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
     arguments = ["index", "--model", str(tiny_model), "--corpus", str(corpus), "--out", str(tmp_path / "b")]
-    made = CliRunner().invoke(app, [*arguments, "--threads", "1"])
-    assert made.exit_code == 0, made.output
-    assert "30 documents on" in made.stdout
-    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "b"), "--json"])
-    report = json.loads(shown.stdout)
+    code, out, err = run(*arguments, "--threads", "1")
+    assert code == 0, err
+    assert "30 documents on" in out
+    report = json.loads(run("inspect", str(tmp_path / "b"), "--json")[1])
     assert report["index"]["documents"] == 30
     assert report["manifest"]["corpus"] == "corpus.jsonl"
-    assert CliRunner().invoke(app, ["inspect", str(tmp_path / "b")]).exit_code == 0
-    again = CliRunner().invoke(app, arguments)
-    assert (again.exit_code, again.stdout) == (1, "")
-    assert "exists: choose another folder, or ask for it to be replaced (--replace)" in again.stderr
-    assert CliRunner().invoke(app, [*arguments, "--replace"]).exit_code == 0
+    assert run("inspect", str(tmp_path / "b"))[0] == 0
+    code, out, err = run(*arguments)
+    assert (code, out) == (1, "")
+    assert "exists: choose another folder, or ask for it to be replaced (--replace)" in err
+    assert run(*arguments, "--replace")[0] == 0
 
 
-def test_index_takes_vectors_from_a_file(app: typer.Typer, tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
+def test_index_takes_vectors_from_a_file(run: Any, tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).standard_normal((30, 16))
     np.save(tmp_path / "v.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
     arguments = ["index", "--model", str(tiny_model), "--corpus", str(corpus), "--out", str(tmp_path / "b")]
-    made = CliRunner().invoke(app, [*arguments, "--vectors", str(tmp_path / "v.npy")])
-    assert made.exit_code == 0, made.output
-    assert "encoding" not in made.stderr
+    code, _, err = run(*arguments, "--vectors", str(tmp_path / "v.npy"))
+    assert code == 0, err
+    assert "encoding" not in err
 
 
 @pytest.mark.parametrize(
@@ -178,22 +168,26 @@ def test_index_takes_vectors_from_a_file(app: typer.Typer, tiny_model: Path, cor
     ],
 )
 def test_what_the_user_got_wrong_is_one_paragraph_and_exit_code_1(
-    app: typer.Typer, tiny_model: Path, corpus: Path, tmp_path: Path, spoil: object, words: str
+    run: Any, tiny_model: Path, corpus: Path, tmp_path: Path, spoil: object, words: str
 ) -> None:
     spoil(tmp_path)  # type: ignore[operator]
     arguments = ["index", "--model", str(tiny_model), "--corpus", str(corpus), "--out", str(tmp_path / "b")]
-    done = CliRunner().invoke(
-        app, [*arguments, "--vectors", str(tmp_path / "v.npy")] if "corpus" not in words else arguments
-    )
-    assert done.exit_code == 1
-    message = done.stderr[done.stderr.index("error: ") :]
+    code, _, err = run(*arguments, *(["--vectors", str(tmp_path / "v.npy")] if "corpus" not in words else []))
+    assert code == 1
+    message = err[err.index("error: ") :]
     assert words in message
     assert message.count("\n") == 1
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in err
     assert not (tmp_path / "b").exists()
 
 
-def test_inspecting_nothing_is_exit_code_1(app: typer.Typer, tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["inspect", str(tmp_path)])
-    assert done.exit_code == 1
-    assert done.stderr.startswith(f"error: '{tmp_path}' has no manifest.json")
+def test_inspecting_nothing_is_exit_code_1(run: Any, tmp_path: Path) -> None:
+    code, _, err = run("inspect", str(tmp_path))
+    assert code == 1
+    assert err.startswith(f"error: '{tmp_path}' has no manifest.json")
+
+
+def test_debugging_shows_the_traceback(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RHUMB_DEBUG", "1")
+    with pytest.raises(ArtefactError, match=r"has no manifest\.json"):
+        run("inspect", str(tmp_path))
