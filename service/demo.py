@@ -22,6 +22,7 @@ from service.index.artefact import ArtefactError
 from service.index.build import build_bundle
 from service.index.bundle import Bundle, open_bundle, open_model
 from service.index.corpus import read_corpus
+from service.ops.sources import sources_digest
 
 COLLECT_TIMEOUT_SECONDS = 300
 EXAMPLE_QUERY = "count how often each element occurs in a list"
@@ -73,7 +74,8 @@ def open_demo_bundle(model: Path, cache_folder: Path, threads: int, rebuild: boo
 
 def demo_key(model_digest: str) -> str:
     """Return the name of the cached bundle: the interpreter, and a digest of all that the bundle depends on."""
-    parts = (sys.version, sys.platform, model_digest, Path(stdlib_corpus.__file__).read_text("utf-8"))
+    ours = sources_digest("index", "model")
+    parts = (sys.version, sys.platform, model_digest, ours, Path(stdlib_corpus.__file__).read_text("utf-8"))
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return f"{sys.implementation.name}-{platform.python_version()}-{digest[:16]}"
 

@@ -10,7 +10,6 @@ folder is named after all sources that hold kernels: another state of them has a
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import stat
@@ -20,11 +19,12 @@ import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-SOURCES = Path(__file__).parents[1]
+from service.ops.sources import SERVICE, sources_digest
+
 ROOMS_WITH_KERNELS = ("index", "search")
 
 
-def prepare_kernel_cache(cache_folder: Path, sources: Path = SOURCES) -> Path:
+def prepare_kernel_cache(cache_folder: Path, package: Path = SERVICE) -> Path:
     """Point numba at a private folder under ``cache_folder`` and return it.
 
     A ``NUMBA_CACHE_DIR`` that is already set is kept. Where the folder cannot be made, or is not ours alone, a fresh
@@ -34,26 +34,17 @@ def prepare_kernel_cache(cache_folder: Path, sources: Path = SOURCES) -> Path:
         return Path(given)
     if "numba" in sys.modules:
         warnings.warn("numba was imported before its cache folder was set: kernels go to __pycache__", stacklevel=2)
-    folder = cache_folder / "kernels" / _version_key(sources)
+    folder = cache_folder / "kernels" / _version_key(package)
     if not _make_private(folder):
         folder = Path(tempfile.mkdtemp(prefix="rhumb-kernels-"))
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
     return folder
 
 
-def _version_key(sources: Path) -> str:
+def _version_key(package: Path) -> str:
     """Kernels of another numba, Python, machine type or state of the sources never meet."""
-    return "-".join(
-        [f"numba{_version('numba')}", sys.implementation.cache_tag or "py", platform.machine(), _digest(sources)]
-    )
-
-
-def _digest(sources: Path) -> str:
-    """A digest of every source file in the rooms that hold kernels."""
-    digest = hashlib.sha256()
-    for path in sorted(path for room in ROOMS_WITH_KERNELS for path in (sources / room).glob("*.py")):
-        digest.update(path.relative_to(sources).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+    digest = sources_digest(*ROOMS_WITH_KERNELS, package=package)
+    return "-".join([f"numba{_version('numba')}", sys.implementation.cache_tag or "py", platform.machine(), digest])
 
 
 def _version(distribution: str) -> str:

@@ -58,7 +58,7 @@ class Settings(BaseSettings):
         default_factory=available_cpus,
         ge=1,
         le=1024,
-        description="onnxruntime threads of one inference; default: the CPUs this process may use.",
+        description="Threads of one inference, and of one Hamming scan; default: the CPUs this process may use.",
     )
     concurrency: int = Field(
         default_factory=available_cpus,

@@ -178,13 +178,17 @@ def test_damaged_bundle_is_built_anew(small_library: Path, tmp_path: Path, damag
     again.close()
 
 
-def test_key_binds_interpreter_model_and_collector(small_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_binds_interpreter_model_collector_and_sources(
+    small_library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keys = {demo_key("a"), demo_key("b")}
     small_library.write_text("print()")
     keys.add(demo_key("a"))
     monkeypatch.setattr(sys, "platform", "plan9")
     keys.add(demo_key("a"))
-    assert len(keys) == 4
+    monkeypatch.setattr(demo, "sources_digest", lambda *_: "others")
+    keys.add(demo_key("a"))
+    assert len(keys) == 5
 
 
 def test_model_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
