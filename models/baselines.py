@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.lines import DataError
+
 BATCH = 256
 K1, B = 1.2, 0.75
 
@@ -64,10 +66,13 @@ def dense_search(queries_QD: NDArray[np.float32], documents_ND: NDArray[np.float
     """Search exactly by inner product: cosine, where both are unit vectors.
 
     Raises:
-        ValueError: different dimensions.
+        DataError: different dimensions.
     """
     if queries_QD.shape[1] != documents_ND.shape[1]:
-        raise ValueError(f"queries have {queries_QD.shape[1]} dimensions, documents {documents_ND.shape[1]}")
+        raise DataError(
+            f"queries have {queries_QD.shape[1]} dimensions, documents {documents_ND.shape[1]}: give vectors of one "
+            "encoder"
+        )
     documents_ND = np.asarray(documents_ND, dtype=np.float32)
     parts = [best(queries_QD[i : i + BATCH] @ documents_ND.T, k) for i in range(0, len(queries_QD), BATCH)]
     return Ranked(np.concatenate([p.positions for p in parts]), np.concatenate([p.scores for p in parts]))

@@ -34,7 +34,7 @@ def train(
     encoder: Annotated[str, typer.Option(help="Hugging Face encoder, by name or local folder.")] = "",
     model: Annotated[Path | None, typer.Option(help="Model that an adapter (recipe qama) is trained for.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the recipe's.")] = None,
     history: Annotated[int, typer.Option(min=0, help="Use so many earlier items of a query.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on with a run that was cut off.")] = True,
 ) -> None:
@@ -151,10 +151,12 @@ def report(
 def quantize(
     vectors: Annotated[list[Path], typer.Argument(help=".npy arrays (documents, dimensions) of vectors.")],
     system: Annotated[list[str] | None, typer.Option(help="Quantizers to compare; hhq and rq_kmeans.")] = None,
-    codes: Annotated[list[int] | None, typer.Option(help="Codes of a level; 128 and 256.")] = None,
+    codes: Annotated[list[int] | None, typer.Option(min=2, help="Codes of a level; 128 and 256.")] = None,
     levels: Annotated[list[int] | None, typer.Option(min=1, help="Codes of a semantic ID; 4.")] = None,
     dims: Annotated[list[int] | None, typer.Option(min=1, help="Keep so many principal dimensions; all.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Of every random choice; several give deviations; 0.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, help="Of every random choice; several give deviations; 0.")
+    ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw a PNG by depth.")] = None,
 ) -> None:

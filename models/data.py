@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.arrays import read_array
 from models.lines import DataError, json_lines, lines, refuse_unknown, string_field
 from models.runs import Run, write_run
 from service.index.corpus import read_corpus
@@ -226,7 +227,7 @@ def read_vectors(vectors: Path, ids: Path, wanted: Sequence[str]) -> NDArray[np.
     for path in (vectors, ids):
         if not path.is_file():
             raise DataError(f"{path}: no such file; vectors need NAME.npy and NAME.ids.txt beside it")
-    table = np.load(vectors, mmap_mode="r", allow_pickle=False)
+    table = read_array(vectors, "vectors (N, D)", mapped=True)
     rows = {id_: i for i, (_, id_) in enumerate(lines(ids))}
     if table.ndim != 2 or len(rows) != len(table):
         raise DataError(f"{vectors}: shape {table.shape}, but {ids} names {len(rows)} distinct rows")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.data import Qrels
+from models.data import DataError, Qrels
 from models.popularity import head_mask
 
 PAPER_DEPTHS = (500, 1000, 2000)
@@ -42,12 +42,12 @@ def scaled_depths(documents: int) -> tuple[int, ...]:
     From 20,000 documents on they are the paper's own.
 
     Raises:
-        ValueError: a corpus too small for three depths.
+        DataError: a corpus too small for three depths.
     """
     deepest = min(PAPER_DEPTHS[-1], int(DEEPEST_SHARE * documents))
     depths = tuple(deepest * depth // PAPER_DEPTHS[-1] for depth in PAPER_DEPTHS)
     if depths[0] < 1:
-        raise ValueError(f"{documents} documents are too few for three depths: at least 40 are needed")
+        raise DataError(f"{documents} documents are too few for three depths: at least 40 are needed")
     return depths
 
 

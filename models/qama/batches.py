@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.lines import DataError
 from models.qama.recipe import BatchTable
 from models.qama.start import FloatArray
 from models.unit import unit_rows
@@ -47,9 +48,9 @@ class TrainVectors:
         if self.pairs is None:
             return
         if self.queries is None or self.pairs.ndim != 2 or self.pairs.shape[1] != 2 or not len(self.pairs):
-            raise ValueError(f"pairs must be (P, 2) rows of queries and documents, got {self.pairs.shape}")
+            raise DataError(f"pairs must be (P, 2) rows of queries and documents, got {self.pairs.shape}")
         if (self.pairs < 0).any() or (self.pairs >= (len(self.queries), len(self.documents))).any():
-            raise ValueError(f"pairs name rows outside {len(self.queries)} queries and {len(self.documents)} documents")
+            raise DataError(f"pairs name rows outside {len(self.queries)} queries and {len(self.documents)} documents")
 
 
 @dataclass(frozen=True)
@@ -157,21 +158,23 @@ def unit_vectors(vectors_ND: npt.NDArray[Any]) -> FloatArray:
     """Float32 rows of unit length.
 
     Raises:
-        ValueError: not a two-dimensional array of floats, or rows that are zero, NaN or infinite.
+        DataError: not a two-dimensional array of floats, or rows that are zero, NaN or infinite.
     """
     if vectors_ND.ndim != 2 or vectors_ND.dtype.kind != "f" or not len(vectors_ND):
-        raise ValueError(f"vectors must be floats of shape (N, D), got {vectors_ND.shape} {vectors_ND.dtype}")
+        raise DataError(f"vectors must be floats of shape (N, D), got {vectors_ND.shape} {vectors_ND.dtype}")
     vectors = vectors_ND.astype(np.float32)
     norms = np.linalg.norm(vectors, axis=1)
     bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
     if len(bad):
-        raise ValueError(f"{len(bad)} vectors are zero, NaN or infinite, the first is row {bad[0]}: leave them out")
+        raise DataError(
+            f"{len(bad)} of {len(norms)} vectors are zero, NaN or infinite, the first is row {bad[0]}: leave them out"
+        )
     return unit_rows(vectors)
 
 
 def _check_vectors(name: str, vectors: FloatArray, width: tuple[int, ...]) -> None:
     if vectors.ndim != 2 or vectors.shape[1:] != width or not len(vectors) or vectors.dtype != np.float32:
-        raise ValueError(f"{name} must be float32 of shape (N, {width}), got {vectors.shape} {vectors.dtype}")
+        raise DataError(f"{name} must be float32 of shape (N, {width}), got {vectors.shape} {vectors.dtype}")
     norms = np.linalg.norm(vectors, axis=1)
     if not (np.abs(norms - 1) < 1e-3).all():
-        raise ValueError(f"{name} must be unit vectors, their lengths are {norms.min():.3g}..{norms.max():.3g}")
+        raise DataError(f"{name} must be unit vectors, their lengths are {norms.min():.3g}..{norms.max():.3g}")

@@ -1,4 +1,4 @@
-"""Checkpoints of an adapter's training: safetensors and JSON, each replaced by one rename; no pickle."""
+"""Checkpoints of an adapter's training, and the history beside them, each replaced by one rename."""
 
 from __future__ import annotations
 
@@ -9,16 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
+from models import tensors as files
 from models.qama.batches import TrainVectors
 from models.qama.objective import Objective
 from models.qama.recipe import AdapterRecipe
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that does not continue this run."""
 
 
 def fingerprint(recipe: AdapterRecipe, vectors: TrainVectors) -> str:
@@ -44,28 +39,18 @@ def save_checkpoint(
     state = {} if optimizer is None else optimizer.state_dict()["state"]
     for index, moments in state.items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
-    partial = path.with_suffix(".partial")
-    copies = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
-    save_file(copies, partial, {"step": str(step), "fingerprint": print_})
-    os.replace(partial, path)
+    files.save_checkpoint(path, tensors, {"step": str(step), "fingerprint": print_})
 
 
 def load_checkpoint(path: Path, print_: str, objective: Objective, optimizer: torch.optim.Optimizer | None) -> int:
     """Restore everything and give the number of steps done; 0 where there is no checkpoint.
 
     Raises:
-        CheckpointError: of another recipe, seed or set of vectors.
+        CheckpointError: damaged, or of another recipe, seed or set of vectors.
     """
     if not path.is_file():
         return 0
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        if metadata["fingerprint"] != print_:
-            raise CheckpointError(
-                f"{path} is of another recipe, seed or set of vectors: remove it, choose another folder, "
-                "or run without resuming"
-            )
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    tensors, metadata = files.load_checkpoint(path, print_, "recipe, seed or set of vectors")
     model = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     objective.load_state_dict(model)
     if optimizer is not None:

@@ -20,7 +20,7 @@ from models.data import read_qrels, read_queries
 from models.lines import refuse_unknown
 from models.qama.batches import TrainVectors, unit_vectors
 from models.qama.measure import Judged
-from models.qama.vectors import read_array, read_ids, train_pairs
+from models.qama.vectors import read_ids, read_rows, train_pairs
 from service.index.arrays import write_array
 from service.ops.progress import progress_bar
 
@@ -60,8 +60,8 @@ def load_set(folder: Path, cache: Path) -> StudySet:
         models.lines.DataError: a missing file or an unknown id.
     """
     document_ids = read_ids(folder / "docs.ids.txt")
-    documents = unit_vectors(read_array(folder / "docs.npy"))
-    test_ids, test_queries = read_ids(folder / "queries_test.ids.txt"), read_array(folder / "queries_test.npy")
+    documents = unit_vectors(read_rows(folder / "docs.npy"))
+    test_ids, test_queries = read_ids(folder / "queries_test.ids.txt"), read_rows(folder / "queries_test.npy")
     texts = {query.id: query.text for query in read_queries(folder / "queries.jsonl")}
     train_ids, train_queries = _train_queries(folder, cache, texts)
     refuse_unknown(folder / "queries.jsonl", "query", (*train_ids, *test_ids), texts)
@@ -108,7 +108,7 @@ def _grades(folder: Path, query_ids: list[str], document_ids: list[str]) -> list
 def _train_queries(folder: Path, cache: Path, texts: dict[str, str]) -> tuple[list[str], npt.NDArray[Any]]:
     for home in (folder, cache / folder.name):
         if (home / "queries_train.npy").is_file():
-            return read_ids(home / "queries_train.ids.txt"), read_array(home / "queries_train.npy")
+            return read_ids(home / "queries_train.ids.txt"), read_rows(home / "queries_train.npy")
     ids = list(dict.fromkeys(query for query, _, _ in read_qrels(folder / "qrels" / "train.tsv")))
     refuse_unknown(folder / "qrels" / "train.tsv", "query-id", ids, texts)
     vectors = encode_minilm([texts[id_] for id_ in ids])

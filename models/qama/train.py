@@ -24,10 +24,11 @@ import torch
 from models.qama.batches import BatchSource, IntArray, TrainVectors, unit_vectors
 from models.qama.checkpoint import fingerprint, load_checkpoint, save_checkpoint, save_json
 from models.qama.objective import Objective
-from models.qama.recipe import AdapterRecipe, load_recipe
+from models.qama.recipe import AdapterRecipe, RecipeError, load_recipe
 from models.qama.start import FloatArray
 from models.qama.variants import with_seed
 from models.qama.vectors import read_all
+from models.tensors import write_errors
 from service.index.artefact import hash_file, new_artefact, publish
 from service.index.bundle import open_model
 from service.index.manifest import AdapterSettings, ModelManifest
@@ -66,20 +67,26 @@ def train_adapter(
         quiet: no progress bar.
 
     Raises:
-        ValueError: vectors of another width than the recipe's, not finite, or zero; a checkpoint of another run.
+        RecipeError: vectors of another width than the recipe's.
+        DataError: vectors that are no floats, not finite, or zero.
+        CheckpointError: a checkpoint that is damaged or of another run.
     """
     queries = None if vectors_queries_train is None else unit_vectors(vectors_queries_train)
     vectors = TrainVectors(unit_vectors(vectors_docs), queries, pairs)
     dims, wanted = vectors.documents.shape[1], recipe.network.prefixes[-1]
     if dims != wanted:
-        raise ValueError(f"vectors have {dims} dimensions, the recipe's prefixes end with {wanted}: edit the recipe")
+        raise RecipeError(
+            f"vectors have {dims} dimensions, the recipe's prefixes end with {wanted}: give a recipe whose "
+            f"network.prefixes end with {dims} (models/recipes/qama.toml is one to copy)"
+        )
     out.mkdir(parents=True, exist_ok=True)
     objective = _optimise(vectors, recipe, out, resume, quiet)
     if recipe.quantisation.settle or not recipe.train.steps:
         objective.thresholds.start(adapt(objective, _threshold_vectors(vectors, recipe)))
     path = out / ADAPTER_NAME
     tensors = {**objective.adapter.tensors(), **objective.thresholds.tensors()}
-    save_adapter(path, tensors, AdapterInfo(recipe.network.prefixes, encoder))
+    with write_errors(path):
+        save_adapter(path, tensors, AdapterInfo(recipe.network.prefixes, encoder))
     return path
 
 
@@ -186,7 +193,8 @@ def add_adapter(model_dir: Path, adapter: Path, out_dir: Path, *, replace: bool 
     with new_artefact(out_dir, replace, "model") as staging:
         for name in sorted(model.manifest.expected_files() - {ADAPTER_NAME}):
             shutil.copyfile(model.path / name, staging / name)
-        save_adapter(staging / ADAPTER_NAME, tensors, bound)
+        with write_errors(out_dir / ADAPTER_NAME):
+            save_adapter(staging / ADAPTER_NAME, tensors, bound)
         return publish(staging, model.manifest.model_copy(update={"adapter": settings}))
 
 

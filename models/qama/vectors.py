@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from models.arrays import read_array
 from models.data import load_dataset, read_qrels
 from models.lines import DataError, lines
 from models.qama.batches import IntArray
@@ -47,14 +48,14 @@ def read_vectors(data: Path, model: Path | None = None, *, quiet: bool = False) 
         DataError: a missing file, unknown ids, or a file that is no array.
     """
     if data.suffix == ".npy":
-        return Vectors(read_array(data), None, None)
+        return Vectors(read_rows(data), None, None)
     if model is not None:
         return _encode(data, model, quiet)
-    documents, ids = read_array(data / "docs.npy"), read_ids(data / "docs.ids.txt")
+    documents, ids = read_rows(data / "docs.npy"), read_ids(data / "docs.ids.txt")
     train = data / "queries_train.npy"
     if not train.is_file():
         return Vectors(documents, None, None)
-    queries, query_ids = read_array(train), read_ids(data / "queries_train.ids.txt")
+    queries, query_ids = read_rows(train), read_ids(data / "queries_train.ids.txt")
     return Vectors(documents, queries, train_pairs(data, query_ids, ids))
 
 
@@ -106,18 +107,18 @@ def train_pairs(data: Path, query_ids: list[str], document_ids: list[str]) -> In
     return np.array(found, np.int64)
 
 
-def read_array(path: Path) -> npt.NDArray[Any]:
-    """Read a `.npy` file.
+def read_rows(path: Path) -> npt.NDArray[Any]:
+    """Read vectors (N, D) of a `.npy` file.
 
     Raises:
-        DataError: missing, or no array of numbers.
+        DataError: missing, or no such array.
     """
+    wanted = "a .npy file of vectors (N, D), a folder with docs.npy, or a model"
     if not path.is_file():
-        raise DataError(f"{path}: no such file; give a .npy file of vectors, a folder with docs.npy, or a model")
-    try:
-        array: npt.NDArray[Any] = np.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{path}: no such file; give {wanted}")
+    array = read_array(path, wanted)
+    if array.ndim != 2:
+        raise DataError(f"{path}: shape {array.shape}: give {wanted}")
     return array
 
 

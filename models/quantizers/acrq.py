@@ -39,6 +39,7 @@ from models.quantizers.lengths import RuledQuantizer
 from models.quantizers.points import BLOCK_ROWS, Points, VectorError
 from models.quantizers.residual import residual_codes, without_nearest
 from models.quantizers.sarq import check_threshold, path_rule
+from models.quantizers.settings import check_least, check_positive
 
 Step = Callable[[], None]
 START_ROWS = 262_144  # k-means starts from at most so many items of a group
@@ -74,11 +75,8 @@ class ACRQSettings(QuantizerSettings):
                 f"acrq.level_sizes is {list(self.level_sizes)}: levels must not get smaller, e.g. "
                 f"{sorted(self.level_sizes)}"
             )
-        if self.epochs < 0 or self.batch_size < 1 or self.kmeans_iterations < 1:
-            raise QuantizerError(
-                f"acrq has epochs {self.epochs}, batch_size {self.batch_size}, kmeans_iterations "
-                f"{self.kmeans_iterations}: must be at least 0, 1 and 1"
-            )
+        check_least("acrq", self, epochs=0, batch_size=1, kmeans_iterations=1)
+        check_positive("acrq", self, "learning_rate")
 
     @property
     def anchors(self) -> tuple[int, ...]:

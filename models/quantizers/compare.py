@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.table import Table
 
+from models.arrays import read_array
 from models.quantizers.base import FloatArray, make_quantizer
 from models.quantizers.points import VectorError
 from models.quantizers.quality import measure_sids
@@ -50,9 +50,10 @@ def load_vectors(path: Path) -> FloatArray:
     """Read (N, D) vectors of any float type and make them unit.
 
     Raises:
+        DataError: the file holds no array.
         VectorError: not an array of at least two rows of floats.
     """
-    array: NDArray[np.floating] = np.load(path, allow_pickle=False)
+    array = read_array(path, "a .npy file of vectors (documents, dimensions)")
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating) or len(array) < 2:
         raise VectorError(f"{path}: expected floats (documents, dimensions), got {array.dtype} {array.shape}")
     return unit_rows(array.astype(np.float32))

@@ -36,6 +36,7 @@ from models.quantizers.base import (
 from models.quantizers.kmeans import KMeansSettings, kmeans, nearest
 from models.quantizers.points import Points, unit
 from models.quantizers.residual import sum_codewords
+from models.quantizers.settings import check_least
 from service.model.quantizer import NEGLIGIBLE
 
 KINDS = {True: "residual_cosine", False: "residual"}  # by scaled_cosine
@@ -53,6 +54,10 @@ class GumbelSettings(QuantizerSettings):
     level_sizes: tuple[int, ...] = (256, 128, 64)
     scaled_cosine: bool = True
     kmeans_iterations: int = 25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least("dgi", self, kmeans_iterations=1)
 
 
 @register

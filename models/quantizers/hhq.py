@@ -28,6 +28,7 @@ from models.quantizers.base import FitReport, Quantizer, QuantizerSettings, mean
 from models.quantizers.kmeans import KMeansSettings, kmeans, nearest
 from models.quantizers.points import Points, unit
 from models.quantizers.separation import Separation
+from models.quantizers.settings import check_least, check_positive
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class HHQSettings(QuantizerSettings):
     decay: bool = True
     revive: bool = True
     separation: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least("hhq", self, kmeans_iterations=1, epochs=0, batch_size=1, separation=0)
+        check_positive("hhq", self, "learning_rate")
 
 
 def paper_settings(settings: HHQSettings) -> HHQSettings:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from models.quantizers.points import BLOCK_ROWS, Points, unit
 
+STARTS = ("kmeans++", "sample")
 SEED_POINTS_PER_CODE = 64  # k-means++ looks at a sample: its cost is K passes over what it looks at
 
 
@@ -67,8 +68,8 @@ def kmeans(
     Raises:
         ValueError: codes < 1, more codes than points, or an unknown start.
     """
-    if settings.start not in ("kmeans++", "sample"):
-        raise ValueError(f"k-means start is {settings.start!r}, must be 'kmeans++' or 'sample'")
+    if settings.start not in STARTS:
+        raise ValueError(f"k-means start is {settings.start!r}, must be {' or '.join(map(repr, STARTS))}")
     if not 1 <= codes <= points.rows:
         raise ValueError(f"k-means of {points.rows} points into {codes} centres: need 1 <= centres <= points")
     generator = torch.Generator().manual_seed(settings.seed)

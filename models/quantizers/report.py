@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from models.arrays import read_array
 from models.lines import DataError, lines
 from models.quantizers.base import CodeArray, tokens_to_codes
 from models.quantizers.quality import SidQuality, measure_sids
@@ -136,14 +137,9 @@ def _cosine(rebuilt_ND: NDArray[np.float32], vectors_ND: NDArray[np.float32]) ->
 
 
 def _load_codes(path: Path) -> CodeArray:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: no .npy array ({error}): give a .npy file of codes or a bundle's folder") from None
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
-        raise DataError(
-            f"{path}: holds {getattr(array, 'dtype', 'an archive')}, need whole numbers (documents, levels)"
-        )
+    array = read_array(path, "a .npy file of codes or a bundle's folder")
+    if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
+        raise DataError(f"{path}: holds {array.dtype} {array.shape}, need whole numbers (documents, levels)")
     if 0 in array.shape or array.min() < -1 or array.max() >= np.iinfo(np.int32).max:
         raise DataError(f"{path}: shape {array.shape}: need at least one row, and codes of at least -1")
     return array.astype(np.int32)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from rich.progress import Progress
 from torch import Tensor
 
-from models.quantizers.base import FitReport, Quantizer, QuantizerSettings, mean_cosine, register
-from models.quantizers.kmeans import KMeansSettings, kmeans
+from models.quantizers.base import FitReport, Quantizer, QuantizerError, QuantizerSettings, mean_cosine, register
+from models.quantizers.kmeans import STARTS, KMeansSettings, kmeans
 from models.quantizers.points import Points
 from models.quantizers.residual import residual_codes, sum_codewords, without_nearest
+from models.quantizers.settings import check_least
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,12 @@ class RQKMeansSettings(QuantizerSettings):
     iterations: int = 50
     start: str = "kmeans++"
     minibatch_rows: int = 262_144
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start not in STARTS:
+            raise QuantizerError(f"rq_kmeans.start is {self.start!r}, must be one of {', '.join(STARTS)}")
+        check_least("rq_kmeans", self, iterations=1, minibatch_rows=1)
 
 
 @register

@@ -32,6 +32,7 @@ from models.quantizers.base import FitReport, Quantizer, QuantizerError, Quantiz
 from models.quantizers.kmeans import KMeansSettings, kmeans
 from models.quantizers.points import Points
 from models.quantizers.residual import residual_codes, sum_codewords, without_nearest
+from models.quantizers.settings import check_least, check_positive
 
 Layer = tuple[Tensor, Tensor]  # weight (out, in) and bias (out)
 
@@ -62,14 +63,10 @@ class RQVAESettings(QuantizerSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, values in (("hidden", self.hidden), ("latent", (self.latent,)), ("batch_size", (self.batch_size,))):
-            if any(isinstance(value, bool) or not isinstance(value, int) or value < 1 for value in values):
-                raise QuantizerError(f"rq_vae.{name} must be whole numbers of at least 1, got {list(values)}")
-        if self.epochs < 1 or self.beta < 0 or self.learning_rate <= 0:
-            raise QuantizerError(
-                f"rq_vae needs epochs >= 1, beta >= 0, learning_rate > 0, got {self.epochs}, {self.beta}, "
-                f"{self.learning_rate}"
-            )
+        if any(isinstance(width, bool) or not isinstance(width, int) or width < 1 for width in self.hidden):
+            raise QuantizerError(f"rq_vae.hidden must be whole numbers of at least 1, got {list(self.hidden)}")
+        check_least("rq_vae", self, latent=1, beta=0, epochs=1, batch_size=1, kmeans_iterations=1)
+        check_positive("rq_vae", self, "learning_rate")
 
 
 @register

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,8 @@ class QuantizerSettings:
     def __post_init__(self) -> None:
         if not self.level_sizes or any(not _is_int(size) or size < 2 for size in self.level_sizes):
             raise QuantizerError(f"level_sizes must be whole numbers of at least 2, got {list(self.level_sizes)}")
+        if self.seed < 0:
+            raise QuantizerError(f"seed is {self.seed}, must be at least 0")
 
 
 def check_settings(system: str, settings_class: type[QuantizerSettings], given: Mapping[str, Any]) -> None:
@@ -38,6 +41,20 @@ def check_settings(system: str, settings_class: type[QuantizerSettings], given: 
         fits = _is_number(value) if expected is float else isinstance(value, expected)
         if not fits or (expected is int and not _is_int(value)):
             raise QuantizerError(f"{system}.{key} must be {expected.__name__} like {defaults[key]!r}, got {value!r}")
+
+
+def check_least(system: str, settings: QuantizerSettings, **least: float) -> None:
+    """Refuse with QuantizerError settings below the least that they may be, and NaN and infinity."""
+    for key, bound in least.items():
+        if not bound <= getattr(settings, key) < math.inf:
+            raise QuantizerError(f"{system}.{key} is {getattr(settings, key)}, must be at least {bound}")
+
+
+def check_positive(system: str, settings: QuantizerSettings, *keys: str) -> None:
+    """Refuse with QuantizerError settings that are not above zero, and NaN and infinity."""
+    for key in keys:
+        if not 0 < getattr(settings, key) < math.inf:
+            raise QuantizerError(f"{system}.{key} is {getattr(settings, key)}, must be above 0")
 
 
 def _is_int(value: object) -> bool:

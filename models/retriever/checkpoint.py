@@ -1,17 +1,16 @@
-"""Checkpoints of a training run: tensors as safetensors, counters as JSON, replaced by one rename. No pickle."""
+"""Checkpoints of a training run: network, optimizer, what a stage changes, and the place that was reached."""
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from models import tensors as files
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,7 @@ def save_checkpoint(
     tensors |= {f"extra.{name}": value for name, value in extra.items()}
     tensors |= _optimizer_tensors(optimizer)
     metadata = {"place": json.dumps(vars(place)), "fingerprint": fingerprint}
-    partial = path.with_suffix(".partial")
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, partial, metadata)
-    os.replace(partial, path)
+    files.save_checkpoint(path, tensors, metadata)
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
@@ -69,17 +66,11 @@ def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint | None:
     """Read a checkpoint, or None where there is none.
 
     Raises:
-        ValueError: the checkpoint is of another recipe or of other data.
+        CheckpointError: the checkpoint is damaged, of another recipe or of other data.
     """
     if not path.is_file():
         return None
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        if metadata["fingerprint"] != fingerprint:
-            raise ValueError(
-                f"checkpoint {path} is of another recipe, seed or data set: remove it or choose another --out"
-            )
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dictionary)
+    tensors, metadata = files.load_checkpoint(path, fingerprint, "recipe, seed or data set")
     optimizer: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         kind, _, rest = name.partition(".")

@@ -13,6 +13,7 @@ from models.export import export_decoder, export_encoder
 from models.quantizers.base import QuantizerState
 from models.retriever.network import Retriever
 from models.retriever.recipe import Recipe
+from models.tensors import write_errors
 from service.index.arrays import write_array
 from service.index.artefact import new_artefact, publish
 from service.index.manifest import DecoderShape, ModelManifest, Provenance, QuantizerSettings
@@ -36,9 +37,9 @@ def publish_model(
         tokenizer.no_padding()
         tokenizer.save(str(staging / "tokenizer.json"))
         export_encoder(retriever.encoder, retriever.decoder, staging / "encoder.onnx", precision == "int8")
-        save_file(
-            {name: np.ascontiguousarray(t) for name, t in quantizer.tensors.items()}, staging / "quantizer.safetensors"
-        )
+        tensors, path = {n: np.ascontiguousarray(t) for n, t in quantizer.tensors.items()}, "quantizer.safetensors"
+        with write_errors(target / path):
+            save_file(tensors, staging / path)
         if retriever.decoder is not None:
             export_decoder(retriever.decoder, staging / "decoder.onnx", precision == "int8")
             write_array(staging / "tokens.npy", token_table(retriever))

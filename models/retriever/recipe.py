@@ -6,8 +6,9 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from models.quantizers.base import make_quantizer
 from service.model.text import TextSettings
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -49,6 +50,13 @@ class DecoderTable(Table):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     bearing: bool = True
     train_tokens: bool = False
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> DecoderTable:
+        if self.width % self.heads:
+            fitting = self.width + -self.width % self.heads
+            raise ValueError(f"width is {self.width}, no multiple of heads, {self.heads}: give e.g. width {fitting}")
+        return self
 
 
 class PseudoTable(Table):
@@ -156,7 +164,7 @@ class Recipe(Table):
     """A whole recipe."""
 
     name: str
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     text: TextSettings = TextSettings(max_query_tokens=48, max_document_tokens=128)
     encoder: EncoderTable = EncoderTable()
     quantizer: dict[str, Any] = Field(default_factory=lambda: {"system": "hhq"})
@@ -171,6 +179,12 @@ class Recipe(Table):
     licences: tuple[str, ...] = ()
     fusion_weight: float = Field(default=20.0, ge=0)
     default_scoring: Literal["generative", "geometric", "guided"] = "guided"
+
+    @field_validator("quantizer")
+    @classmethod
+    def _quantizer_can_be_made(cls, table: dict[str, Any]) -> dict[str, Any]:
+        make_quantizer(table)  # its errors name the setting
+        return table
 
     @model_validator(mode="after")
     def _joint_stages_fit(self) -> Recipe:
@@ -239,10 +253,15 @@ def read_table(name_or_path: str) -> tuple[Path, dict[str, Any]]:
     if not path.is_file():
         shipped = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
         raise RecipeError(f"no recipe {name_or_path!r}: give a TOML file, or one of: {shipped}")
+    return path, read_toml("recipe", path)
+
+
+def read_toml(what: str, path: Path) -> dict[str, Any]:
+    """Read a TOML file, unchecked; RecipeError calls it `what`."""
     try:
-        return path, tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} is not TOML: {error}") from None
+        raise RecipeError(f"{what} {path} is not TOML: {error}") from None
 
 
 def parse_recipe(table: dict[str, Any]) -> Recipe:

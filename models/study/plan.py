@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.retriever.recipe import Recipe, parse_recipe, read_table
+from models.retriever.recipe import Recipe, RecipeError, check_table, parse_recipe, read_table, read_toml
 
 SHIPPED = Path(__file__).with_name("plan.toml")
 QUICK = Path(__file__).with_name("quick.toml")
@@ -88,29 +87,42 @@ def places(plan: Plan) -> Iterator[Place]:
 
 
 def load_plan(path: Path = SHIPPED) -> Plan:
-    """Read a plan; raises pydantic's ValidationError or tomllib's TOMLDecodeError for one that is none."""
-    return Plan.model_validate(tomllib.loads(path.read_text("utf-8")))
+    """Read a plan.
+
+    Raises:
+        RecipeError: not TOML, unknown or wrong keys (named, with what is allowed).
+    """
+    table = read_toml("plan", path)
+    try:
+        return check_table(Plan, table)
+    except RecipeError as error:
+        raise RecipeError(f"plan {path}: {error}") from None
 
 
 def cell_recipe(cell: Cell, encoder: Path, seed: int, shared: Mapping[str, Any]) -> Recipe:
     """Return the recipe of a cell on a tuned encoder: without its contrast stages, changed.
 
     Raises:
-        RecipeError: the changed recipe is none.
+        RecipeError: the changed recipe is none; the cell is named.
     """
-    table = read_table(cell.recipe)[1]
-    table["stage"] = [stage for stage in table["stage"] if stage["objective"] != "contrast"]
-    for key, value in (dict(shared) | cell.changes).items():
-        change(table, key, value)
-    table["seed"] = seed
-    change(table, "encoder.name", str(encoder))
-    return parse_recipe(table)
+    try:
+        table, stages = _with_stages(cell.recipe)
+        table["stage"] = [stage for stage in stages if stage.get("objective") != "contrast"]
+        for key, value in (dict(shared) | cell.changes).items():
+            change(table, key, value)
+        table["seed"] = seed
+        change(table, "encoder.name", str(encoder))
+        return parse_recipe(table)
+    except RecipeError as error:
+        raise RecipeError(f"cell {cell.name!r}: {error}") from None
 
 
 def encoder_recipe(recipe: str, encoder: str, shared: Mapping[str, Any]) -> Recipe:
     """Return the recipe that tunes a data set's encoder: the contrast stages of a recipe, and nothing to decode."""
-    table = read_table(recipe)[1]
-    table["stage"] = [stage for stage in table["stage"] if stage["objective"] == "contrast"]
+    table, stages = _with_stages(recipe)
+    table["stage"] = [stage for stage in stages if stage.get("objective") == "contrast"]
+    if not table["stage"]:
+        raise RecipeError(f"recipe {recipe!r} has no contrast stage, and the plan's `encoder` names it to tune one")
     for key, value in shared.items():
         if not key.startswith("stage."):
             change(table, key, value)
@@ -120,13 +132,28 @@ def encoder_recipe(recipe: str, encoder: str, shared: Mapping[str, Any]) -> Reci
     return parse_recipe(table)
 
 
+def _with_stages(recipe: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The unchecked table of a recipe, and its stages."""
+    path, table = read_table(recipe)
+    stages = table.get("stage")
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise RecipeError(f"recipe {path} has no [[stage]]: a study trains recipes of retrievers")
+    return table, stages
+
+
 def change(table: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key; `stage.` sets it in every stage."""
+    """Set a dotted key; `stage.` sets it in every stage.
+
+    Raises:
+        RecipeError: a part of the key before the last is no table.
+    """
     first, _, rest = key.partition(".")
     if not rest:
         table[first] = value
     elif first == "stage":
         for stage in table["stage"]:
             stage[rest] = value
+    elif not isinstance(inner := table.setdefault(first, {}), dict):
+        raise RecipeError(f"change {key!r}: {first!r} is {inner!r}, not a table")
     else:
-        change(table.setdefault(first, {}), rest, value)
+        change(inner, rest, value)

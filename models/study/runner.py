@@ -23,6 +23,7 @@ from rich.console import Console
 
 from models.data import SEQUENCES, DataError, Dataset, load_dataset
 from models.evaluate import Walk, evaluate
+from models.lines import lines
 from models.measures import measure
 from models.measures_deep import head_documents, measure_deep, scaled_depths, split_qrels
 from models.popularity import hits_by_popularity
@@ -70,24 +71,35 @@ def run_study(
         The results by data set, cell and seed.
 
     Raises:
-        DataError: a data set is missing, or `only` names one that the plan lacks.
+        DataError: a data set is missing or too small, or `only` names one that the plan lacks.
     """
     if unknown := sorted(set(only) - set(plan.data)):
         raise DataError(f"the plan has no data set {unknown[0]!r}: it has {', '.join(plan.data)}")
     cells = [(place, place_recipe(place, plan, data, out)) for place in places(plan)]
     todo = [(place, recipe) for place, recipe in cells if not only or place.data in only]
+    for name in dict.fromkeys(place.data for place, _ in todo):
+        check_corpus(data / name, plan)
     shelf = Shelf()
     after(collect(plan, cells, out))
     for number, (place, recipe) in enumerate(todo, 1):
         folder = data / place.data
-        if not (folder / "corpus.jsonl").is_file():
-            raise DataError(f"{folder}: no corpus.jsonl there; the plan names the data sets {', '.join(plan.data)}")
         tune_encoder(encoder_recipe(plan.encoder, encoder, shared_changes(plan, folder)), folder, out, device)
         if read_result(place.folder(out), recipe, plan) is None:
             console.rule(f"{number} of {len(todo)}: {place.data}, {place.cell.name}, seed {place.seed}")
             run_cell(recipe, folder, place.folder(out), plan, device, shelf)
             after(collect(plan, cells, out))
     return collect(plan, cells, out)
+
+
+def check_corpus(folder: Path, plan: Plan) -> None:
+    """Refuse a data set that is missing or too small to be measured, before anything is trained."""
+    corpus = folder / "corpus.jsonl"
+    if not corpus.is_file():
+        raise DataError(f"{folder}: no corpus.jsonl there; the plan names the data sets {', '.join(plan.data)}")
+    try:
+        scaled_depths(sum(1 for _ in lines(corpus)))
+    except DataError as error:
+        raise DataError(f"{corpus}: {error}") from None
 
 
 def place_recipe(place: Place, plan: Plan, data: Path, out: Path) -> Recipe:

@@ -96,7 +96,7 @@ def test_without_pairs_no_document_is_marked(vectors):
     [
         (np.ones((3, 4), int), r"got \(3, 4\) int64"),
         (np.ones(4, np.float32), r"got \(4,\)"),
-        (np.array([[1.0, 0], [0, 0]]), "1 vectors are zero, NaN or infinite, the first is row 1"),
+        (np.array([[1.0, 0], [0, 0]]), "1 of 2 vectors are zero, NaN or infinite, the first is row 1"),
         (np.array([[np.nan, 0]]), "first is row 0"),
     ],
 )

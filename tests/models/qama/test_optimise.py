@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from models.qama.batches import BatchSource, TrainVectors
-from models.qama.checkpoint import CheckpointError, fingerprint
+from models.qama.checkpoint import fingerprint
 from models.qama.train import _optimise, adapt, rate, start_objective, train_adapter
+from models.tensors import CheckpointError
 from service.model.adapter import load_adapter
 from tests.models.qama.conftest import small_recipe
 

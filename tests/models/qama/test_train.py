@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from models.lines import DataError
-from models.qama.checkpoint import CheckpointError
 from models.qama.objective import Objective, rank_offsets, stretch
 from models.qama.recipe import LOSSES
 from models.qama.start import FloatArray
 from models.qama.train import _optimise, adapt, add_adapter, rate, run, start_objective, train_adapter
 from models.qama.vectors import read_vectors
+from models.tensors import CheckpointError
 from service.index.bundle import open_model
 from service.model.adapter import AdapterError, load_adapter
 from service.model.binarizer import Binarizer

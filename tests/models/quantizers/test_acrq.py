@@ -203,7 +203,7 @@ def test_interactions_are_a_count_of_every_document() -> None:
         ({"extension": 0.0}, "extension is 0.0, must be a share above 0 and below 1"),
         ({"head_share": 1.0}, "head_share is 1.0, must be a share"),
         ({"threshold": 2.0}, "threshold is 2.0, must be a share"),
-        ({"epochs": -1}, "epochs -1"),
+        ({"epochs": -1}, r"acrq.epochs is -1, must be at least 0"),
     ],
 )
 def test_contradictory_recipes_are_refused(changes: dict[str, Any], message: str) -> None:

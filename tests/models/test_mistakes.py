@@ -1,0 +1,187 @@
+"""The commonest mistakes: each is one line that says what to do, without a traceback or a class of ours."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from service import cli
+from tests.models.qama.test_command import SMALL
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the TorchScript exporter, about itself
+
+RECIPE = """
+name = "tiny"
+text = { max_query_tokens = 16, max_document_tokens = 32 }
+encoder = { name = "ENCODER" }
+quantizer = { system = "hhq", epochs = 1, level_sizes = [8, 8] }
+decoder = { layers = 1, heads = 2, width = 16 }
+pseudo_queries = { per_document = 1 }
+dev_share = 0.1
+stage = [ { name = "decode", objective = "decode", queries = "real", epochs = 1, batch = 64 } ]
+"""
+HHQ = 'system = "hhq", epochs = 1'
+PLAN = """
+seeds = [0]
+data = ["small"]
+beams = [5]
+[[cell]]
+name = "hhq"
+group = "systems"
+recipe = "hhq"
+"""
+
+Call = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """Call `rhumb` as the console script does; gives exit code and stderr."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "numba"))
+    monkeypatch.setenv("COLUMNS", "400")
+
+    def call(*words: str | Path) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["rhumb", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return int(stopped.value.code or 0), capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def folder(tiny_encoder: Path, tmp_path: Path) -> Path:
+    """A folder with recipes, vectors and a study's data that is too small."""
+    (tmp_path / "tiny.toml").write_text(RECIPE.replace("ENCODER", str(tiny_encoder)))
+    (tmp_path / "qama.toml").write_text(SMALL)
+    (tmp_path / "plan.toml").write_text(PLAN)
+    rows = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    np.save(tmp_path / "narrow.npy", rows[:, :8])
+    np.save(tmp_path / "zero.npy", rows * (np.arange(40) != 3)[:, None].astype(np.float32))
+    (tmp_path / "text.npy").write_text("no array")
+    (tmp_path / "data/small").mkdir(parents=True)
+    (tmp_path / "data/small/corpus.jsonl").write_text("\n".join(json.dumps({"_id": str(n)}) for n in range(39)))
+    return tmp_path
+
+
+def refused(found: tuple[int, str], *words: str) -> None:
+    code, err = found
+    assert code, err
+    assert "Traceback" not in err
+    assert not re.search(r"\wError\b", err), err
+    for word in words:
+        assert word in err, err
+
+
+def edited(path: Path, old: str, new: str) -> Path:
+    """Exchange a part of a file that is there."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("width = 16", "width = 33", "decoder: width is 33, no multiple of heads, 2: give e.g. width 34"),
+        (HHQ, 'system = "rq_kmeans", start = "foo"', "quantizer: rq_kmeans.start is 'foo', must be one of kmeans++, "),
+        (HHQ, 'system = "hhq", batch_size = 0', "quantizer: hhq.batch_size is 0, must be at least 1"),
+        (HHQ, 'system = "hhq", learning_rate = nan', "quantizer: hhq.learning_rate is nan, must be above 0"),
+        (HHQ, 'system = "rq_kmeans", iterations = -1', "quantizer: rq_kmeans.iterations is -1, must be at least 1"),
+        (HHQ, 'system = "dgi", kmeans_iterations = 0', "quantizer: dgi.kmeans_iterations is 0, must be at least 1"),
+        (HHQ, 'system = "hhq", seed = -1', "quantizer: seed is -1, must be at least 0"),
+        ("dev_share = 0.1", "seed = -1", "seed: Input should be greater than or equal to 0"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused_when_it_is_read(
+    call: Call, folder: Path, tiny_data: Path, old: str, new: str, message: str
+) -> None:
+    path = edited(folder / "tiny.toml", old, new)
+    refused(call("train", tiny_data, "--recipe", path, "--out", folder / "run"), message)
+    assert not (folder / "run").exists()
+
+
+def test_a_negative_seed_is_refused(call: Call, folder: Path, tiny_data: Path) -> None:
+    words = ["train", tiny_data, "--recipe", folder / "tiny.toml", "--out", folder / "run", "--seed", "-1"]
+    refused(call(*words), "--seed", "0")
+    assert not (folder / "run").exists()
+
+
+def test_a_run_that_cannot_go_on_says_what_to_remove(call: Call, folder: Path, tiny_data: Path) -> None:
+    """One training, then: another seed, a checkpoint that was cut, one of another program, no room for the next."""
+    out = folder / "run"
+    words: list[str | Path] = ["train", tiny_data, "--recipe", folder / "tiny.toml", "--out", out]
+    assert call(*words)[0] == 0
+    checkpoint = out / "checkpoint.safetensors"
+    remedy = f"checkpoint {checkpoint} is of another recipe, seed or data set: remove it, choose another --out"
+    refused(call(*words, "--seed", "1"), remedy)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    refused(call(*words), f"checkpoint {checkpoint} is damaged", "bytes): remove it")
+    checkpoint.write_bytes(b"")
+    refused(call(*words), f"checkpoint {checkpoint} is damaged", "it has 0 bytes")
+    save_file({"x": np.zeros(1)}, checkpoint)
+    refused(call(*words), remedy)
+    checkpoint.unlink()
+    (out / "checkpoint.partial").mkdir()  # no file can be written there, as on a full disk
+    refused(call(*words), f"{checkpoint} could not be written", "free disk space")
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        ("narrow.npy", "vectors have 8 dimensions, the recipe's prefixes end with 16: give a recipe whose"),
+        ("zero.npy", "1 of 40 vectors are zero, NaN or infinite, the first is row 3: leave them out"),
+        ("text.npy", "text.npy: no .npy array"),
+    ],
+)
+def test_vectors_that_an_adapter_cannot_learn_from_are_refused(
+    call: Call, folder: Path, vectors: str, message: str
+) -> None:
+    words = ["train", folder / vectors, "--recipe", folder / "qama.toml", "--out", folder / "run"]
+    refused(call(*words), message)
+
+
+def test_an_adapter_that_cannot_be_written_is_refused(call: Call, folder: Path) -> None:
+    words = ["train", folder / "rows.npy", "--recipe", folder / "qama.toml", "--out", folder / "run"]
+    (folder / "run/checkpoint.partial").mkdir(parents=True)
+    refused(call(*words), "run/checkpoint.safetensors could not be written", "free disk space")
+    (folder / "run/checkpoint.partial").rmdir()
+    (folder / "run/adapter.safetensors").mkdir()
+    refused(call(*words), "run/adapter.safetensors could not be written", "free disk space")
+
+
+def test_what_is_no_array_is_not_quantized(call: Call, folder: Path) -> None:
+    refused(call("quantize", folder / "text.npy"), "text.npy: no .npy array", "give a .npy file of vectors")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("beams = [5]", "beans = [5]", "plan.toml: beams: Field required; beans: unknown key; allowed here: beams,"),
+        ("beams = [5]", "beams = 5 5", "plan.toml is not TOML: "),
+        ('group = "systems"', 'colour = "red"', "cell.0.colour: unknown key; allowed here: changes, data, group"),
+        ('recipe = "hhq"', 'recipe = "qama"', "qama.toml has no [[stage]]: a study trains"),
+        (
+            'recipe = "hhq"',
+            'recipe = "hhq"\nchanges = {"name.x" = 1}',
+            "cell 'hhq': change 'name.x': 'name' is 'hhq', not",
+        ),
+        ("[[cell]]", 'encoder = "hhq_frozen"\n[[cell]]', "small/corpus.jsonl: 39 documents are too few"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused_before_anything_is_trained(
+    call: Call, folder: Path, old: str, new: str, message: str
+) -> None:
+    path = edited(folder / "plan.toml", old, new)
+    found = call("study", "--plan", path, "--data", folder / "data", "--encoder", "none", "--out", folder / "study")
+    refused(found, message)
+    assert not (folder / "study").exists()
