@@ -195,10 +195,18 @@ class Recipe(Table):
             return self
         if (system := self.quantizer.get("system")) != "dgi":
             raise ValueError(f"a joint stage needs quantizer.system = 'dgi', not {system!r}")
-        if self.objective.constraint != "none" and self.stage[-1].objective == "joint":
+        if self.stage[-1].objective != "joint":
+            return self
+        if self.objective.constraint != "none":
             raise ValueError(
                 "a joint stage predicts codes among all of a level: set objective.constraint = 'none' and guided = 0, "
                 f"or end with a decode stage that trains with constraint = {self.objective.constraint!r}"
+            )
+        if self.objective.guided or not self.objective.generative:
+            raise ValueError(
+                f"objective.generative is {self.objective.generative} and objective.guided {self.objective.guided}: "
+                "a joint stage trains generative scoring alone, set guided = 0 and generative above 0, or end with a "
+                "decode stage"
             )
         return self
 

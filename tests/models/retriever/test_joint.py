@@ -326,7 +326,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"joint": {"temperature_end": 2.0}}, "temperature rises from 1.0 to 2.0"),
     ({"quantizer": {"system": "hhq"}}, "needs quantizer.system = 'dgi', not 'hhq'"),
     ({"decoder": {"layers": 0}}, "needs a decoder: decoder.layers is 0"),
-    ({"objective": {"guided": 1}}, "set objective.constraint = 'none' and guided = 0, or end with a decode stage"),
+    ({"objective": {"guided": 0}}, "set objective.constraint = 'none' and guided = 0, or end with a decode stage"),
+    ({"objective": {"constraint": "none"}}, "generative is 1.0 and objective.guided 1.0: a joint stage trains gener"),
+    ({"objective": {"constraint": "none", "guided": 1}}, "set guided = 0 and generative above 0, or end with a decode"),
+    ({"objective": {"constraint": "none", "guided": 0, "generative": 0}}, "objective.generative is 0.0 and objective"),
     ({"stage": [JOINT | {"patience": 2}]}, "patience and anchor have no meaning while codes move"),
     ({"stage": [DECODE | {"quantizer_lr": 1e-3}]}, "quantizer_lr belongs to joint stages, this one is decode"),
 ]
