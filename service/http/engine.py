@@ -68,8 +68,7 @@ class Search:
         how = repr((__version__, self.options, sorted(self.include)))  # once: a filter's bitmap is read for it
         histories = self.histories or [[]] * len(self.queries)
         return [
-            answer_key([digest, how, str(len(history)), query, *history])
-            for query, history in zip(self.queries, histories, strict=True)
+            answer_key([digest, how, query, *history]) for query, history in zip(self.queries, histories, strict=True)
         ]
 
 
