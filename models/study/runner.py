@@ -1,6 +1,6 @@
 """Runs a study: every cell is trained, indexed and measured once, and its figures are kept.
 
-    out/DATA/encoder/           the tuned encoder that the cells of a data set share
+    out/DATA/encoder/           the tuned encoder that the cells of a data set share, and its vectors of the documents
     out/DATA/CELL/SEED/result.json    the figures, with the fingerprint of what they were measured on
 
 A cell that is cut off goes on from its last epoch. What a finished cell needed on the disk is deleted.
@@ -39,6 +39,7 @@ from models.task import Settings, Task, first_queries, make_encoder, make_task
 from service.index.arrays import write_array
 from service.index.build import build_bundle
 from service.index.bundle import open_bundle, open_model
+from service.model.text import document_text
 from service.search.pipeline import Pipeline
 
 console = Console(stderr=True)
@@ -132,7 +133,7 @@ def run_cell(recipe: Recipe, folder: Path, out: Path, plan: Plan, device: str, s
     keep_if_same(out / "run", recipe)
     model = train(recipe, [dataset], out / "run", device, shelf=shelf)
     frozen = not any(stage.encoder_lr for stage in recipe.stage)
-    vectors_ND = document_vectors(model, dataset, Path(recipe.encoder.name).parent) if frozen else None
+    vectors_ND = document_vectors(model, dataset, recipe) if frozen else None
     build_bundle(model, dataset.documents, out / "bundle", vectors=vectors_ND, progress=False, replace=True)
     result = measure_bundle(out / "bundle", folder, plan)
     result["fingerprint"] = fingerprint(recipe, plan)
@@ -143,9 +144,14 @@ def run_cell(recipe: Recipe, folder: Path, out: Path, plan: Plan, device: str, s
         shutil.rmtree(out / name)
 
 
-def document_vectors(model: Path, dataset: Dataset, tuned: Path) -> NDArray[np.float32]:
-    """Encode the documents as indexing does, once for all cells that leave the encoder frozen; kept beside it."""
-    kept = tuned / "vectors.npy"
+def document_vectors(model: Path, dataset: Dataset, recipe: Recipe) -> NDArray[np.float32]:
+    """Encode the documents as indexing does, once for all cells that leave the encoder frozen; kept beside it.
+
+    What is kept is named by what it is of: the texts, how much of them the encoder reads, and how it pools.
+    """
+    read = [document_text(document.title, document.text, recipe.text) for document in dataset.documents]
+    of = json.dumps([recipe.text.max_document_tokens, recipe.encoder.pooling, read])
+    kept = Path(recipe.encoder.name).parent / f"vectors-{hashlib.sha256(of.encode()).hexdigest()[:16]}.npy"
     if not kept.is_file():
         texts = [(document.title, document.text) for document in dataset.documents]
         partial = kept.with_suffix(".partial.npy")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from models.data import DataError
+from models.data import DataError, Dataset, load_dataset
 from models.study import runner
 from models.study.claims import Claim, figure, find
-from models.study.plan import Cell, Place, Plan, places
+from models.study.plan import Cell, Place, Plan, cell_recipe, places
 from models.study.report import write_report
-from models.study.runner import run_study
+from models.study.runner import document_vectors, run_study
 
 PLAN = Plan(
     seeds=(0, 1),
@@ -99,6 +101,34 @@ def test_a_cell_that_was_cut_off_goes_on(
     first = results["tiny"]["hhq"]["0"]
     assert again["sids"] == first["sids"]
     assert [row["measures"] for row in again["rows"]] == [row["measures"] for row in first["rows"]]
+
+
+def test_vectors_are_shared_by_cells_that_read_the_same(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other texts, fewer tokens of them or another pooling are other vectors; other queries are not."""
+    made: list[int] = []
+
+    class Counted:
+        def encode_documents(self, texts: list[tuple[str, str]]) -> np.ndarray:
+            made.append(len(made))
+            return np.full((len(texts), 2), made[-1], np.float32)
+
+    monkeypatch.setattr(runner, "open_model", lambda _: None)
+    monkeypatch.setattr(runner, "make_encoder", lambda *_: Counted())
+    dataset = load_dataset(tiny_data, ["train"])
+    edited = replace(dataset, documents=[replace(dataset.documents[0], text="edited"), *dataset.documents[1:]])
+
+    def vectors(data: Dataset, **changes: Any) -> int:
+        recipe = cell_recipe(PLAN.cell[0].model_copy(update={"changes": changes}), tmp_path / "encoder", 0, PLAN.common)
+        return int(document_vectors(tmp_path, data, recipe)[0, 0])
+
+    assert vectors(dataset) == vectors(dataset, **{"text.max_query_tokens": 9, "decoder.width": 32}) == 0
+    assert vectors(dataset, **{"text.max_document_tokens": 8}) == 1
+    assert vectors(dataset, **{"text.document_prefix": "passage: "}) == 2
+    assert vectors(dataset, **{"encoder.pooling": "cls"}) == 3
+    assert vectors(edited) == 4
+    assert vectors(dataset) == 0
 
 
 def test_the_page_has_every_cell_and_verdict(study: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
