@@ -81,7 +81,8 @@ def _claims(results: Mapping[str, Any]) -> Iterator[str]:
 def _compared(claim: Claim) -> str:
     if "-" in claim.metric:  # two figures of one cell
         return f"{claim.left}: {claim.metric.replace('-', ' / ')}"
-    return f"{claim.left} / {claim.right}: {claim.metric}"
+    allowed = f", at most {claim.margin:g} behind" if claim.margin else ""
+    return f"{claim.left} / {claim.right}: {claim.metric}{allowed}"
 
 
 def _verdict(found: Finding) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from models.data import DataError, Dataset, load_dataset
 from models.study import runner
-from models.study.claims import Claim, figure, find
+from models.study.claims import CLAIMS, Claim, figure, find
 from models.study.plan import Cell, Place, Plan, cell_recipe, places
 from models.study.report import write_report
 from models.study.runner import document_vectors, run_study
@@ -148,22 +148,49 @@ def test_the_page_has_every_cell_and_verdict(study: tuple[dict[str, Any], Path],
 
 
 @pytest.mark.parametrize(
-    ("left", "right", "sign", "verdict"),
+    ("left", "right", "sign", "margin", "verdict"),
     [
-        ([0.5, 0.52], [0.4, 0.41], 1, "same sign"),
-        ([0.5, 0.52], [0.4, 0.41], -1, "opposite"),
-        ([0.5, 0.3], [0.39, 0.4], 1, "within noise"),
+        ([0.5, 0.52], [0.4, 0.41], 1, 0.0, "same sign"),
+        ([0.5, 0.52], [0.4, 0.41], -1, 0.0, "opposite"),
+        ([0.5, 0.3], [0.39, 0.4], 1, 0.0, "within noise"),
+        ([0.491, 0.491], [0.5, 0.5], 1, 0.01, "same sign"),
+        ([0.489, 0.489], [0.5, 0.5], 1, 0.01, "opposite"),
+        ([0.509, 0.509], [0.5, 0.5], -1, 0.01, "same sign"),
+        ([0.488, 0.492], [0.5, 0.5], 1, 0.01, "within noise"),
+        ([0.491], [0.5], 1, 0.01, "same sign, one seed"),
     ],
 )
 def test_verdicts_weigh_the_gap_against_the_seeds(
-    left: list[float], right: list[float], sign: int, verdict: str
+    left: list[float], right: list[float], sign: int, margin: float, verdict: str
 ) -> None:
     def cell(values: list[float]) -> dict[str, Any]:
         return {str(n): {"sids": {"cosine": value}, "deep": {"geometric": {}}} for n, value in enumerate(values)}
 
     results = {"data": {"a": cell(left), "b": cell(right)}}
-    (found,) = find([Claim("", "", "a", "b", "cosine", sign), Claim("", "", "a", "missing", "cosine")], results)
+    claims = [Claim("", "", "a", "b", "cosine", sign, margin), Claim("", "", "a", "missing", "cosine")]
+    (found,) = find(claims, results)
     assert found.verdict == verdict
+
+
+def test_a_gain_in_the_tail_is_weighed_against_that_in_the_head() -> None:
+    """Left gains .1 in the tail and .2 in the head: it does not gain most in the tail."""
+
+    def cell(tail: float, head: float | None) -> dict[str, Any]:
+        parts = {"tail": {"R@10": tail}} | ({} if head is None else {"head": {"R@10": head}})
+        return {"0": {"sids": {}, "deep": {"geometric": {"parts": parts}}}}
+
+    claim = Claim("", "", "a", "b", "tail.R@10 less head.R@10")
+    (found,) = find([claim], {"data": {"a": cell(0.5, 0.8), "b": cell(0.4, 0.6)}})
+    assert (found.left[0], found.right[0]) == (pytest.approx(-0.3), pytest.approx(-0.2))
+    assert found.verdict == "opposite, one seed"
+    assert find([claim], {"data": {"a": cell(0.5, 0.8), "b": cell(0.4, None)}}) == []
+
+
+def test_claims_say_what_is_compared() -> None:
+    metrics = {claim.text: (claim.metric, claim.margin) for claim in CLAIMS}
+    assert metrics["4 few levels lose at most a point to more levels"] == ("generative.R@1", 0.01)
+    (tail,) = (metric for text, (metric, _) in metrics.items() if "more in the tail than in the head" in text)
+    assert tail == "tail.R@10 less head.R@10"
 
 
 def test_one_seed_says_so_and_cells_keep_to_their_data(tmp_path: Path) -> None:
