@@ -47,6 +47,11 @@ def train(
             _refuse_for_adapter({"--encoder": encoder, "--device": device != "cpu", "--history": history})
             _train_adapter(data, out, recipe, model, resume, seed)
             return
+        if model is not None:
+            raise typer.BadParameter(
+                f"--model is for recipes of adapters (qama), {recipe!r} trains a model of its own: leave it out, or "
+                "give --encoder"
+            )
         chosen = load_recipe(recipe)
         if encoder:
             chosen = chosen.model_copy(update={"encoder": chosen.encoder.model_copy(update={"name": encoder})})

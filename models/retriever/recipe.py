@@ -159,6 +159,21 @@ class Stage(Table):
             raise ValueError(f"stage {self.name!r}: quantizer_lr belongs to joint stages, this one is {self.objective}")
         return self
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Stage:
+        set_ = {"decoder_lr": "decoder_lr" in self.model_fields_set, "patience": self.patience, "anchor": self.anchor}
+        if self.objective == "contrast" and any(set_.values()):
+            raise ValueError(
+                f"stage {self.name!r}: a contrast stage trains the encoder alone, remove "
+                f"{' and '.join(key for key, value in set_.items() if value)}"
+            )
+        if self.anchor and not self.encoder_lr:
+            raise ValueError(
+                f"stage {self.name!r}: anchor is {self.anchor} and encoder_lr 0: nothing moves that it could hold, "
+                "remove it or set encoder_lr above 0"
+            )
+        return self
+
 
 class Recipe(Table):
     """A whole recipe."""
@@ -224,6 +239,19 @@ class Recipe(Table):
             raise ValueError("a contrast stage follows one that uses codes, and would move the vectors away: reorder")
         if "decode" in kinds and not self.objective.generative and not self.objective.guided:
             raise ValueError("objective.generative and objective.guided are 0: a decode stage would learn nothing")
+        return self
+
+    @model_validator(mode="after")
+    def _default_scoring_is_trained(self) -> Recipe:
+        name = self.default_scoring
+        if "default_scoring" not in self.model_fields_set or name == "geometric":
+            return self
+        if not self.decoder.layers:
+            raise ValueError(f"default_scoring is {name!r}, and decoder.layers is 0: set 'geometric'")
+        if not getattr(self.objective, name):
+            raise ValueError(
+                f"default_scoring is {name!r}, and objective.{name} is 0: raise it, or choose a scoring that is trained"
+            )
         return self
 
     @model_validator(mode="after")

@@ -116,6 +116,12 @@ def test_a_negative_seed_is_refused(call: Call, folder: Path, tiny_data: Path) -
     assert not (folder / "run").exists()
 
 
+def test_a_model_for_a_recipe_that_makes_its_own_is_refused(call: Call, folder: Path, tiny_data: Path) -> None:
+    words = ["train", tiny_data, "--recipe", folder / "tiny.toml", "--out", folder / "run", "--model", folder]
+    refused(call(*words), "--model is for recipes of adapters (qama)", "give --encoder")
+    assert not (folder / "run").exists()
+
+
 def test_a_run_that_cannot_go_on_says_what_to_remove(call: Call, folder: Path, tiny_data: Path) -> None:
     """One training, then: another seed, a checkpoint that was cut, one of another program, no room for the next."""
     out = folder / "run"

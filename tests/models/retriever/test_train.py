@@ -394,6 +394,25 @@ DECODE = {"name": "decode", "objective": "decode", "epochs": 6, "batch": 32, "de
         ({"stage": [TUNE]}, "no stage trains the decoder"),
         ({"stage": [TUNE, DECODE, TUNE]}, "a contrast stage follows one that uses codes"),
         ({"objective": {"generative": 0, "guided": 0}}, "a decode stage would learn nothing"),
+        (
+            {"stage": [TUNE | {"decoder_lr": 1e-3}, DECODE]},
+            "'tune': a contrast stage .* alone, decoder_lr would do not",
+        ),
+        ({"stage": [TUNE | {"patience": 2}, DECODE]}, "stage 'tune': .* patience would do nothing: remove it"),
+        ({"stage": [TUNE | {"anchor": 2.0}, DECODE]}, "stage 'tune': .* anchor would do nothing: remove it"),
+        ({"stage": [DECODE | {"anchor": 2.0}]}, "stage 'decode': anchor is 2.0 and encoder_lr 0: .* set encoder_lr"),
+        (
+            {"objective": {"guided": 0}, "default_scoring": "guided"},
+            "default_scoring is 'guided', and objective.guided is 0: raise it",
+        ),
+        (
+            {"objective": {"generative": 0}, "default_scoring": "generative"},
+            "default_scoring is 'generative', and objective.generative is 0: raise it",
+        ),
+        (
+            {"decoder": {"layers": 0}, "stage": [TUNE], "default_scoring": "guided"},
+            "default_scoring is 'guided', and decoder.layers is 0: set 'geometric'",
+        ),
     ],
 )
 def test_recipes_are_refused_by_name(tiny_encoder: Path, changes: dict[str, Any], message: str) -> None:
