@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from models.retriever.publish import publish_model
 from models.retriever.recipe import Recipe, RecipeError
 from models.retriever.shelf import Shelf
 from models.retriever.tree import CodeTree, build_tree
+from models.tensors import write_errors
 
 console = Console(stderr=True)
 
@@ -196,7 +198,14 @@ def publish_run(run: Run) -> Path:
 
 
 def save_encoder(run: Run) -> None:
-    """Write the tuned encoder as a Hugging Face folder, `out/encoder`, for other recipes to start from."""
-    folder = run.out / "encoder"
-    run.retriever.encoder.backbone.save_pretrained(folder)  # type: ignore[operator]  # transformers is untyped here
-    run.tokenizer.save(str(folder / "tokenizer.json"))
+    """Write the tuned encoder as a Hugging Face folder, `out/encoder`, for other recipes to start from.
+
+    It appears whole or not at all: what is there counts as tuned.
+    """
+    folder, partial = run.out / "encoder", run.out / "encoder.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    with write_errors(folder):
+        run.retriever.encoder.backbone.save_pretrained(partial)  # type: ignore[operator]  # transformers is untyped here
+    run.tokenizer.save(str(partial / "tokenizer.json"))
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import models.retriever.run as running
 import models.retriever.train as training
 from models.data import load_dataset
 from models.retriever.batches import Texts, embed, tokenize
@@ -376,6 +377,37 @@ def test_a_model_without_a_decoder_offers_geometry_only(tiny_encoder: Path, tiny
     model = open_model(training.run(recipe, [tiny_data], tmp_path))
     assert model.manifest.scorings == ("geometric",)
     assert not (model.path / "decoder.onnx").exists()
+
+
+def test_an_encoder_that_was_not_written_to_its_end_does_not_count_as_tuned(
+    tiny_encoder: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the weights and the tokenizer; the same command then goes on to a whole folder."""
+    recipe = tiny_recipe(tiny_encoder, decoder={"layers": 0}, stage=[TUNE])
+
+    class Dies:
+        def __init__(self, tokenizer: Any) -> None:
+            self.tokenizer = tokenizer
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.tokenizer, name)
+
+        def save(self, path: str) -> None:
+            if "encoder" in Path(path).parent.name:
+                raise KeyboardInterrupt
+            self.tokenizer.save(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "load_tokenizer", lambda name: Dies(load_tokenizer(name)))
+        with pytest.raises(KeyboardInterrupt):
+            training.run(recipe, [tiny_data], tmp_path)
+    assert not (tmp_path / "encoder").exists()
+    for _ in range(2):  # a folder that is there is replaced
+        training.run(recipe, [tiny_data], tmp_path)
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+            p.name for p in (tmp_path / "encoder").iterdir()
+        }
+    assert not (tmp_path / "encoder.partial").exists()
 
 
 TUNE = {"name": "tune", "objective": "contrast", "epochs": 1, "batch": 16, "encoder_lr": 1e-3}
