@@ -171,6 +171,15 @@ def encode_documents(run: Run) -> Tensor:
     return run.vectors_ND
 
 
+def fit_quantizer(run: Run, vectors_ND: Tensor) -> None:
+    """Learn the codebooks; head and tail are told apart by how often train queries ask for a document."""
+    if hasattr(run.quantizer, "interactions_N"):
+        asked = [document for _, document in run.material.real]
+        run.quantizer.interactions_N = np.bincount(asked, minlength=len(run.material.documents))
+    run.quantizer.fit(vectors_ND.cpu().numpy(), run.device)
+    run.fitted = True
+
+
 def make_tree(run: Run) -> CodeTree:
     """The tree of the documents' SIDs."""
     if run.vectors_ND is None:
@@ -184,8 +193,7 @@ def make_tree(run: Run) -> CodeTree:
 def publish_run(run: Run) -> Path:
     """Export both precisions, and the encoder if it was tuned."""
     if not run.fitted:
-        vectors = run.vectors_ND if run.vectors_ND is not None else encode_documents(run)
-        run.quantizer.fit(vectors.cpu().numpy(), run.device)
+        fit_quantizer(run, run.vectors_ND if run.vectors_ND is not None else encode_documents(run))
     run.retriever.to("cpu").eval()
     state = run.quantizer.state()
     for precision, name in (("float32", "model"), ("int8", "model-int8")):

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +31,7 @@ from models.retriever.run import (
     console,
     encode_documents,
     extras,
+    fit_quantizer,
     make_tree,
     publish_run,
     restore,
@@ -83,11 +83,7 @@ def prepare(run: Run, stage: Stage) -> None:
     run.best, run.best_score, run.without_gain, run.distillation = {}, -1.0, 0, None
     vectors_ND = encode_documents(run) if run.vectors_ND is None else run.vectors_ND
     if stage.objective != "contrast" and not run.fitted:
-        if hasattr(run.quantizer, "interactions_N"):  # head and tail by how often train queries ask for a document
-            asked = [document for _, document in run.material.real]
-            run.quantizer.interactions_N = np.bincount(asked, minlength=len(run.material.documents))
-        run.quantizer.fit(vectors_ND.cpu().numpy(), run.device)
-        run.fitted = True
+        fit_quantizer(run, vectors_ND)
         if run.quantizer.in_vector_space:
             with torch.no_grad():
                 run.retriever.tokens.copy_(torch.cat(run.quantizer.codebooks))

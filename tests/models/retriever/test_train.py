@@ -17,6 +17,7 @@ import pytest
 import models.retriever.run as running
 import models.retriever.train as training
 from models.data import load_dataset
+from models.quantizers.acrq import ACRQ
 from models.retriever.batches import Texts, embed, tokenize
 from models.retriever.material import gather
 from models.retriever.network import Encoder, load_backbone
@@ -377,6 +378,32 @@ def test_a_model_without_a_decoder_offers_geometry_only(tiny_encoder: Path, tiny
     model = open_model(training.run(recipe, [tiny_data], tmp_path))
     assert model.manifest.scorings == ("geometric",)
     assert not (model.path / "decoder.onnx").exists()
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_head_and_tail_are_told_apart_by_train_queries(
+    tiny_encoder: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int
+) -> None:
+    """A model without a decoder has its codebooks fitted at the end, with the same counts."""
+    counts: list[Any] = []
+    whole = ACRQ.fit
+
+    def noted(quantizer: ACRQ, *arguments: Any) -> Any:
+        counts.append(quantizer.interactions_N)
+        return whole(quantizer, *arguments)
+
+    monkeypatch.setattr(ACRQ, "fit", noted)
+    recipe = tiny_recipe(
+        tiny_encoder,
+        quantizer={"system": "acrq", "level_sizes": [8, 8], "epochs": 1},
+        decoder={"layers": layers, "heads": 2, "width": 16},
+        stage=[TUNE, DECODE | {"epochs": 1}][: 1 + layers],
+    )
+    training.run(recipe, [tiny_data], tmp_path)
+    (found,) = counts
+    dataset = load_dataset(tiny_data, splits=["train"])
+    real = gather([dataset], recipe, load_tokenizer(str(tiny_encoder))).real
+    np.testing.assert_array_equal(found, np.bincount([document for _, document in real], minlength=60))
 
 
 def test_an_encoder_that_was_not_written_to_its_end_does_not_count_as_tuned(
