@@ -34,7 +34,7 @@ from models.quantizers.base import (
     register,
 )
 from models.quantizers.kmeans import KMeansSettings, kmeans, nearest
-from models.quantizers.points import Points, unit
+from models.quantizers.points import Points, unit, unit_or_random
 from models.quantizers.residual import sum_codewords
 from models.quantizers.settings import check_least
 from service.model.quantizer import NEGLIGIBLE
@@ -104,7 +104,7 @@ class Gumbel(Quantizer):
         found = kmeans(targets, codes, settings)
         if not spherical:
             return found.centres, found.revived
-        centres_KD = _without_zero_rows(found.centres, seed)
+        centres_KD = unit_or_random(found.centres, seed)
         length_K, hits_K = torch.zeros(codes, device=centres_KD.device), torch.zeros(codes, device=centres_KD.device)
         for _, block in residuals.blocks():
             chosen, along = nearest(block, centres_KD, spherical=True)
@@ -213,10 +213,3 @@ def gumbel_noise(like: Tensor) -> Tensor:
 def annealed(start: float, end: float, share: float) -> float:
     """Fall exponentially from `start` to `end` as `share` of the training goes from 0 to 1 (section 5.1.4)."""
     return float(start * (end / start) ** min(max(share, 0.0), 1.0))
-
-
-def _without_zero_rows(centres_KD: Tensor, seed: int) -> Tensor:
-    """Give random directions to centres of length zero (a level where documents are already exact)."""
-    generator = torch.Generator().manual_seed(seed)
-    noise_KD = unit(torch.randn(centres_KD.shape, generator=generator)).to(centres_KD.device)
-    return torch.where(centres_KD.norm(dim=1, keepdim=True) > 0.5, unit(centres_KD), noise_KD)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from models.quantizers.base import FitReport, Quantizer, QuantizerSettings, mean_cosine, register
 from models.quantizers.kmeans import KMeansSettings, kmeans, nearest
-from models.quantizers.points import Points, unit
+from models.quantizers.points import Points, unit, unit_or_random
 from models.quantizers.separation import Separation
 from models.quantizers.settings import check_least, check_positive
 
@@ -97,7 +97,7 @@ class HHQ(Quantizer):
             targets = points.through(lambda block: residual_directions(block, self._approximate(block)))
         settings = KMeansSettings(spherical=True, iterations=self.settings.kmeans_iterations, seed=seed)
         centres_KD = kmeans(targets, codes, settings).centres
-        return _fill_zero_rows(centres_KD, seed)
+        return unit_or_random(centres_KD, seed)
 
     def _approximate(self, block_BD: Tensor) -> Tensor:
         return apply_codes(self.codebooks, encode_greedy(self.codebooks, block_BD))
@@ -159,13 +159,6 @@ def apply_codes(codebooks: list[Tensor], codes_BL: Tensor) -> Tensor:
 
 def _rows(codebook_KD: Tensor, codes_B: Tensor) -> Tensor:
     return codebook_KD[codes_B.clamp(min=0)] * (codes_B >= 0)[:, None]
-
-
-def _fill_zero_rows(centres_KD: Tensor, seed: int) -> Tensor:
-    """Give random directions to centres of length zero (a level where most documents are already exact)."""
-    generator = torch.Generator().manual_seed(seed)
-    noise_KD = unit(torch.randn(centres_KD.shape, generator=generator)).to(centres_KD.device)
-    return torch.where(centres_KD.square().sum(dim=1, keepdim=True) > 0.25, unit(centres_KD), noise_KD)
 
 
 class _Trainer:
@@ -244,7 +237,7 @@ class _Trainer:
                 targets_BD = residual_directions(x_BD, apply_codes(before, encode_greedy(before, x_BD)))
             final_BD = apply_codes(self._parameters, encode_greedy(self._parameters, x_BD))
             worst = torch.argsort((final_BD * x_BD).sum(dim=1))[: len(dead)]
-            self._parameters[level][dead] = _fill_zero_rows(targets_BD[worst], self._settings.seed)
+            self._parameters[level][dead] = unit_or_random(targets_BD[worst], self._settings.seed)
             self._forget(level, dead)
             self._revived += len(dead)
 

@@ -113,17 +113,6 @@ def top_codes(codes_N: NDArray[np.integer[Any]], size: int, top: int) -> NDArray
     return order
 
 
-def head_by_code(codes_N: NDArray[np.integer[Any]], size: int, top: int) -> NDArray[np.bool_]:
-    """Split documents by their second code (3.3, table 1): True, head, where it is among the top codes; else tail.
-
-    Args:
-        codes_N: (N,) each document's code at the crowded level, before any is dropped.
-        size: K of the level.
-        top: how many codes count as head; the paper does not say where it cuts.
-    """
-    return np.isin(codes_N, top_codes(codes_N, size, top))
-
-
 def capacity(codes: int, levels: int, top: int) -> int:
     """Give the capacity of SIDs of variable length as the paper has it (4.2): M^L + K (M^(L−2) − M^(L−1)).
 

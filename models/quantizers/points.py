@@ -88,6 +88,13 @@ def unit(vectors: Tensor) -> Tensor:
     return torch.nn.functional.normalize(vectors, dim=-1, eps=1e-12)
 
 
+def unit_or_random(rows_KD: Tensor, seed: int) -> Tensor:
+    """Normalise rows, and give random directions to those of length zero (a level where most are already exact)."""
+    generator = torch.Generator().manual_seed(seed)
+    noise_KD = unit(torch.randn(rows_KD.shape, generator=generator)).to(rows_KD.device)
+    return torch.where(rows_KD.square().sum(dim=1, keepdim=True) > 0.25, unit(rows_KD), noise_KD)
+
+
 def unit_points(vectors: VectorArray, device: torch.device | str = "cpu", held_bytes: int = HELD_BYTES) -> Points:
     """Check vectors in one pass and give them as unit rows.
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,26 +89,6 @@ def check_threshold(system: str, threshold: float) -> None:
             f"{system}.threshold is {threshold}, must be a share of the items above 0 and at most 1 "
             "(SIDs of full length: use the base alone)"
         )
-
-
-def budget(threshold: float) -> float:
-    """Give the information budget of a threshold in nats: paths of at least so much information end."""
-    check_threshold("sarq", threshold)
-    return -log(threshold)
-
-
-def path_information(codes_NL: CodeArray) -> NDArray[np.float64]:
-    """Give H_l in nats for every document and length, (N, L): the sum of −log p(code | codes before) by the chain rule.
-
-    p is estimated by the documents themselves. Codes are of full length.
-    """
-    before_N, information = np.full(len(codes_NL), len(codes_NL)), np.zeros(len(codes_NL))
-    columns = []
-    for counts_N in _holders(codes_NL):
-        information = information - np.log(counts_N / before_N)
-        columns.append(information)
-        before_N = counts_N
-    return np.stack(columns, axis=1)
 
 
 def path_rule(codes_NL: CodeArray, level_sizes: Sequence[int], threshold: float) -> Rule:

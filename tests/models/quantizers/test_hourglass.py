@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from models.quantizers.base import Quantizer, QuantizerError, codes_to_tokens, make_quantizer
-from models.quantizers.hourglass import Hourglass, capacity, distinct_paths, head_by_code, top_codes
+from models.quantizers.hourglass import Hourglass, capacity, distinct_paths, top_codes
 from models.quantizers.quality import measure_sids
 from service.model.quantizer import assign_sids, reconstruct
 
@@ -118,11 +118,10 @@ def test_the_papers_capacity_is_a_line_between_both_ends_and_a_lower_bound(
     assert capacity(codes, levels, top) <= distinct_paths((codes,) * levels, 2, top)
 
 
-def test_head_documents_have_a_top_code() -> None:
+def test_top_codes_are_those_that_most_documents_have() -> None:
     codes = np.array([3, 1, 1, 0, 3, 3, 2])
     assert top_codes(codes, 5, 2).tolist() == [3, 1]
     assert top_codes(codes, 5, 4).tolist() == [3, 1, 0, 2]
-    assert head_by_code(codes, 5, 2).tolist() == [True, True, True, False, True, True, False]
     with pytest.raises(QuantizerError, match="the top 6 of 5 codes: give 1 to 5"):
         top_codes(codes, 5, 6)
 

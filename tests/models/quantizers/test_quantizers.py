@@ -21,7 +21,7 @@ from models.quantizers.base import (
     tokens_to_codes,
 )
 from models.quantizers.hhq import HHQ, HHQSettings, _Trainer, apply_codes, encode_greedy, householder, paper_settings
-from models.quantizers.points import Points
+from models.quantizers.points import Points, unit_or_random
 from models.quantizers.rq_kmeans import RQKMeans, RQKMeansSettings
 from service.model.quantizer import assign_sids
 
@@ -34,6 +34,16 @@ def fitted(request: pytest.FixtureRequest, vectors: NDArray[np.float32]) -> Quan
     quantizer = make_quantizer({"system": request.param, "level_sizes": list(SIZES), **table})
     quantizer.fit(vectors, progress=False)
     return quantizer
+
+
+def test_rows_without_a_direction_get_one_by_the_seed() -> None:
+    rows = torch.tensor([[0.0, 0.0, 0.0], [3.0, 0.0, 4.0], [0.0, 0.0, 0.0]])
+    made = unit_or_random(rows, 7)
+    torch.testing.assert_close(made.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(made[1], torch.tensor([0.6, 0.0, 0.8]))
+    assert not torch.equal(made[0], made[2])
+    assert torch.equal(made, unit_or_random(rows, 7))
+    assert not torch.equal(made, unit_or_random(rows, 8))
 
 
 def unit(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from models.quantizers.base import Quantizer, QuantizerError, codes_to_tokens, make_quantizer, tokens_to_codes
-from models.quantizers.sarq import SARQ, budget, path_information, path_rule
+from models.quantizers.sarq import SARQ, path_rule
 from service.model.lengths import CONTINUED, read_rule
 from service.model.quantizer import assign_sids
 
@@ -55,17 +55,17 @@ def test_paths_end_where_few_items_are_left(seed: int, documents: int, holders: 
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 10_000), threshold=st.floats(0.011, 0.97))
 def test_the_share_and_the_entropy_say_the_same(seed: int, threshold: float) -> None:
-    """A document goes on behind level l just when its path's information is below the budget −log threshold."""
+    """A document goes on behind level l just when its path's information is below the budget −log threshold.
+
+    The information of a path is the sum of −log p(code | codes before), p a share of the documents.
+    """
     codes = np.random.default_rng(seed).integers(0, SIZES, (97, 3)).astype(np.int32)
     kept = read_rule(path_rule(codes, SIZES, threshold), SIZES).arrange(codes) >= 0
-    below = path_information(codes) < budget(threshold)
+    holders = Counter(tuple(row[:length]) for row in codes.tolist() for length in range(4))
+    shares = [[holders[tuple(row[: n + 1])] / holders[tuple(row[:n])] for n in range(3)] for row in codes.tolist()]
+    below = -np.log(shares).cumsum(axis=1) < -np.log(threshold)
     expected = np.logical_and.accumulate(np.concatenate([np.ones((97, 1), bool), below[:, :-1]], axis=1), axis=1)
     np.testing.assert_array_equal(kept, expected)
-
-
-def test_information_is_minus_the_log_of_the_share() -> None:
-    codes = np.array([[0, 1], [0, 1], [0, 2], [1, 0]], np.int32)
-    np.testing.assert_allclose(path_information(codes), -np.log([[0.75, 0.5], [0.75, 0.5], [0.75, 0.25], [0.25, 0.25]]))
 
 
 @pytest.mark.parametrize("base", ["rq_kmeans", "hhq"])
