@@ -84,13 +84,18 @@ class Comparison:
     documents: int
     queries: int
     free_queries: int
+    seen: int = 0  # queries that stand in train with a document of theirs
     rows: list[Row] = field(default_factory=list)
     cascades: list[CascadeRow] = field(default_factory=list)
 
     @property
     def title(self) -> str:
         """What was measured, in a line."""
-        return f"{self.data} {self.split}: {self.queries:,} queries, {self.documents:,} documents"
+        title = f"{self.data} {self.split}: {self.queries:,} queries, {self.documents:,} documents"
+        known = (
+            f"{self.seen} {'query stands' if self.seen == 1 else 'queries stand'} in train with a document of theirs"
+        )
+        return f"{title}; {known}" if self.seen else title
 
     def as_table(self) -> Table:
         """Give a table for the terminal."""

@@ -23,7 +23,7 @@ from models.evaluate_codes import hamming_results, measure_cascades
 from models.free_decoding import decode_freely, step_choices, valid_share
 from models.measures import DEPTH, measure
 from models.runs import write_run
-from models.task import EncodedQueries, Settings, Task, make_task, untuned_vectors
+from models.task import EncodedQueries, Settings, Task, make_task, seen_in_train, untuned_vectors
 from service.index.bundle import Bundle, open_bundle
 from service.ops.progress import progress_bar
 from service.search.codes import CodeSearch
@@ -48,7 +48,8 @@ def evaluate(
     pipeline = Pipeline(bundle, threads=settings.threads)
     try:
         _check_scorings(bundle, settings)
-        dataset = load_dataset(data, [settings.split], history=bundle.manifest.model.text.history_count)
+        splits = [settings.split, *(["train"] if (data / "qrels" / "train.tsv").is_file() else [])]
+        dataset = load_dataset(data, splits, history=bundle.manifest.model.text.history_count)
         task = make_task(dataset, settings, bundle)
         codes = pipeline.codes if settings.codes else None
         queries = EncodedQueries(pipeline.encoder, task, settings.batch)
@@ -61,7 +62,8 @@ def evaluate(
         free = min(settings.free_queries, len(task.ids))
         facts = (str(bundle_path), bundle.digest, data.resolve().name, settings.split)
         cascades = list(measure_cascades(codes, vectors_QD)) if codes else []
-        return Comparison(*facts, len(task.documents), len(task.ids), free, rows, cascades)
+        seen = seen_in_train(dataset, task) if settings.split != "train" else 0
+        return Comparison(*facts, len(task.documents), len(task.ids), free, seen, rows, cascades)
     finally:
         pipeline.close()
 

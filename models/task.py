@@ -103,6 +103,21 @@ def make_task(dataset: Dataset, settings: Settings, bundle: Bundle) -> Task:
     return Task(documents, ids, texts, [dataset.histories.get(query, ()) for query in ids], qrels)
 
 
+def seen_in_train(dataset: Dataset, task: Task) -> int:
+    """Count the queries whose text stands in train too, with a document of theirs; white space and case are nothing."""
+    if "train" not in dataset.qrels:
+        return 0
+
+    def asked(text: str) -> str:
+        return " ".join(text.split()).casefold()
+
+    trained = {(asked(dataset.queries[query]), dataset.documents[place].id) for query, place in dataset.pairs("train")}
+    return sum(
+        any((asked(text), document) in trained for document, grade in task.qrels[query].items() if grade > 0)
+        for query, text in zip(task.ids, task.texts, strict=True)
+    )
+
+
 def first_queries(task: Task, count: int) -> Task:
     """The same task with the first so many queries only."""
     ids = task.ids[:count]

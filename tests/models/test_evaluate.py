@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -256,6 +257,21 @@ def test_data_that_do_not_fit_the_bundle_are_refused(bundle_folder: Path, data_f
 def test_settings_out_of_range_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         Settings(**change)  # type: ignore[arg-type]
+
+
+def test_queries_that_stand_in_train_are_counted(bundle_folder: Path, data_folder: Path, tmp_path: Path) -> None:
+    """Only with a document of theirs; the same words in other case and spacing are the same."""
+    shutil.copytree(data_folder, tmp_path / "data")
+    asked = [json.loads(line)["text"] for line in (tmp_path / "data" / "queries.jsonl").read_text().splitlines()]
+    with (tmp_path / "data" / "queries.jsonl").open("a") as file:
+        for number, text in enumerate((f"  {asked[0].upper()} ", asked[1], "nobody asks this")):
+            file.write(json.dumps({"_id": f"t{number}", "text": text}) + "\n")
+    train = "query-id\tcorpus-id\tscore\nt0\td0\t1\nt1\td7\t1\nt2\td2\t1\n"
+    (tmp_path / "data" / "qrels" / "train.tsv").write_text(train)
+    settings = Settings(beams=(2,), baselines=False, free_queries=0, scorings=("geometric",))
+    found = evaluate(bundle_folder, tmp_path / "data", settings)
+    assert found.seen == 1
+    assert found.title.endswith("60 documents; 1 query stands in train with a document of theirs")
 
 
 @pytest.fixture
