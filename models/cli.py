@@ -186,7 +186,8 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{error.filename or 'file'}: {error.strerror or error}") from error
+        named = f"{error.filename}: " if error.filename else ""
+        raise DataError(f"{named}{error.strerror or error}") from error
 
 
 def study(

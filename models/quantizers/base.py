@@ -230,7 +230,7 @@ def make_quantizer(table: Mapping[str, Any]) -> Quantizer:
     """
     known = systems()
     system = table.get("system")
-    if system not in known:
+    if not isinstance(system, str) or system not in known:
         raise QuantizerError(f"quantizer.system is {system!r}, must be one of {', '.join(known)}")
     chosen = known[system]
     given: dict[str, Any] = {

@@ -30,6 +30,10 @@ from models.tensors import write_errors
 console = Console(stderr=True)
 
 
+class StartError(ValueError):
+    """A training that cannot start on this machine: the message names the option and the remedy."""
+
+
 @dataclass
 class Run:
     """A training run: its recipe, material, network and the state that stages change."""
@@ -73,6 +77,7 @@ def start_run(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: st
     """Load the encoder, tokenize the data, make an untrained decoder."""
     if not recipe.encoder.name:
         raise RecipeError("encoder.name is empty: name a Hugging Face encoder or a local folder (or --encoder)")
+    check_device(device)
     torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(recipe.encoder.name)
     material = gather(datasets, recipe, tokenizer)
@@ -119,9 +124,33 @@ def start_run(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: st
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """The fast tokenizer of a local folder or a hub name."""
+    """The fast tokenizer of a local folder or a hub name.
+
+    Raises:
+        StartError: there is none.
+    """
     path = Path(name) / "tokenizer.json"
-    return Tokenizer.from_file(str(path)) if path.is_file() else Tokenizer.from_pretrained(name)
+    if path.is_file():
+        return Tokenizer.from_file(str(path))
+    if path.parent.is_dir():
+        raise StartError(f"encoder {name!r}: no tokenizer.json in this folder: give one of a Hugging Face encoder")
+    try:
+        return Tokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise StartError(f"encoder {name!r} is no folder here, and the hub did not give it: {error}") from None
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine or this torch lacks.
+
+    Raises:
+        StartError: with torch's own reason.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise StartError(f"--device {device} cannot be used here ({reason}): give cpu, cuda or cuda:N") from None
 
 
 def freeze(backbone: torch.nn.Module, recipe: Recipe) -> None:

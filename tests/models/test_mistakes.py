@@ -94,6 +94,7 @@ def edited(path: Path, old: str, new: str) -> Path:
     [
         ("width = 16", "width = 33", "decoder: width is 33, no multiple of heads, 2: give e.g. width 34"),
         (HHQ, 'system = "rq_kmeans", start = "foo"', "quantizer: rq_kmeans.start is 'foo', must be one of kmeans++, "),
+        (HHQ, 'system = ["hhq"]', "quantizer: quantizer.system is ['hhq'], must be one of"),
         (HHQ, 'system = "hhq", batch_size = 0', "quantizer: hhq.batch_size is 0, must be at least 1"),
         (HHQ, 'system = "hhq", learning_rate = nan', "quantizer: hhq.learning_rate is nan, must be above 0"),
         (HHQ, 'system = "rq_kmeans", iterations = -1', "quantizer: rq_kmeans.iterations is -1, must be at least 1"),
@@ -113,6 +114,24 @@ def test_a_recipe_that_cannot_be_is_refused_when_it_is_read(
 def test_a_negative_seed_is_refused(call: Call, folder: Path, tiny_data: Path) -> None:
     words = ["train", tiny_data, "--recipe", folder / "tiny.toml", "--out", folder / "run", "--seed", "-1"]
     refused(call(*words), "--seed", "0")
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--device", "nonsense", "--device nonsense cannot be used here (Expected one of cpu, cuda"),
+        ("--device", "cuda:99", "--device cuda:99 cannot be used here ("),
+        ("--encoder", "data", "encoder '{folder}/data': no tokenizer.json in this folder"),
+        ("--encoder", "nowhere", "encoder '{folder}/nowhere' is no folder here, and the hub did not give it"),
+    ],
+)
+def test_what_a_training_cannot_start_from_is_refused(
+    call: Call, folder: Path, tiny_data: Path, option: str, value: str, message: str
+) -> None:
+    given = str(folder / value) if option == "--encoder" else value
+    words = ["train", tiny_data, "--recipe", folder / "tiny.toml", "--out", folder / "run", option, given]
+    refused(call(*words), message.replace("{folder}", str(folder)))
     assert not (folder / "run").exists()
 
 
