@@ -34,7 +34,7 @@ def train(
     encoder: Annotated[str, typer.Option(help="Hugging Face encoder, by name or local folder.")] = "",
     model: Annotated[Path | None, typer.Option(help="Model that an adapter (recipe qama) is trained for.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=(1 << 63) - 1, help="Instead of the recipe's.")] = None,
     history: Annotated[int, typer.Option(min=0, help="Use so many earlier items of a query.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on with a run that was cut off.")] = True,
 ) -> None:
@@ -160,7 +160,8 @@ def quantize(
     levels: Annotated[list[int] | None, typer.Option(min=1, help="Codes of a semantic ID; 4.")] = None,
     dims: Annotated[list[int] | None, typer.Option(min=1, help="Keep so many principal dimensions; all.")] = None,
     seed: Annotated[
-        list[int] | None, typer.Option(min=0, help="Of every random choice; several give deviations; 0.")
+        list[int] | None,
+        typer.Option(min=0, max=(1 << 63) - 1, help="Of every random choice; several give deviations; 0."),
     ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw a PNG by depth.")] = None,

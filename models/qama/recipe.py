@@ -99,7 +99,7 @@ class TrainTable(Table):
     warmup: float = Field(default=0.1, ge=0, lt=1)
     decay: bool = True
     gradient_clip: Positive = 1.0
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
     checkpoint_every: Count = 100
 
 

@@ -27,8 +27,8 @@ class QuantizerSettings:
     def __post_init__(self) -> None:
         if not self.level_sizes or any(not _is_int(size) or size < 2 for size in self.level_sizes):
             raise QuantizerError(f"level_sizes must be whole numbers of at least 2, got {list(self.level_sizes)}")
-        if self.seed < 0:
-            raise QuantizerError(f"seed is {self.seed}, must be at least 0")
+        if not 0 <= self.seed < 1 << 63:
+            raise QuantizerError(f"seed is {self.seed}, must be at least 0 and below 2^63")
 
 
 def check_settings(system: str, settings_class: type[QuantizerSettings], given: Mapping[str, Any]) -> None:

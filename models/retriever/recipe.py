@@ -179,7 +179,7 @@ class Recipe(Table):
     """A whole recipe."""
 
     name: str
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
     text: TextSettings = TextSettings(max_query_tokens=48, max_document_tokens=128)
     encoder: EncoderTable = EncoderTable()
     quantizer: dict[str, Any] = Field(default_factory=lambda: {"system": "hhq"})

@@ -120,8 +120,18 @@ def tuned_encoder(out: Path, data: str) -> Path:
 
 
 def tune_encoder(recipe: Recipe, folder: Path, out: Path, device: str) -> None:
-    """Tune a data set's encoder, unless it is tuned."""
+    """Tune a data set's encoder, unless it is tuned.
+
+    Raises:
+        DataError: it was tuned otherwise; the figures beside it rest on it, so it is not replaced.
+    """
     tuned = tuned_encoder(out, folder.name)
+    mark = tuned.parent / "fingerprint"
+    if tuned.is_dir() and mark.is_file() and mark.read_text() != fingerprint(recipe):
+        raise DataError(
+            f"{tuned} was tuned from another encoder or by another recipe than this plan's, and the figures in "
+            f"{tuned.parents[1]} rest on it: choose another --out, or remove that folder"
+        )
     if not (keep_if_same(tuned.parent, recipe) and tuned.is_dir()):
         console.rule(f"{folder.name}: tuning the encoder")
         train(recipe, [_load(folder, recipe)], tuned.parent, device)

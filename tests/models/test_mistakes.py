@@ -101,6 +101,7 @@ def edited(path: Path, old: str, new: str) -> Path:
         (HHQ, 'system = "dgi", kmeans_iterations = 0', "quantizer: dgi.kmeans_iterations is 0, must be at least 1"),
         (HHQ, 'system = "hhq", seed = -1', "quantizer: seed is -1, must be at least 0"),
         ("dev_share = 0.1", "seed = -1", "seed: Input should be greater than or equal to 0"),
+        ("dev_share = 0.1", f"seed = {10**23}", "seed: Input should be less than 9223372036854775808"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused_when_it_is_read(

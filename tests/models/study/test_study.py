@@ -207,6 +207,19 @@ def test_one_seed_says_so_and_cells_keep_to_their_data(tmp_path: Path) -> None:
         run_study(PLAN, tmp_path, "", tmp_path, only=["else"])
 
 
+def test_a_tuned_encoder_is_not_replaced_by_another(
+    study: tuple[dict[str, Any], Path], tiny_encoder: Path, tmp_path: Path
+) -> None:
+    """The encoder by another path counts as another: nobody can tell."""
+    _, out = study
+    shutil.copytree(out / "cells" / "tiny" / "encoder", tmp_path / "tiny" / "encoder")
+    before = sorted(path.name for path in (tmp_path / "tiny" / "encoder").iterdir())
+    (tmp_path / "other").symlink_to(tiny_encoder)
+    with pytest.raises(DataError, match=r"was tuned from another encoder or by another recipe .* choose another --out"):
+        run_study(PLAN, out / "data", str(tmp_path / "other"), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "tiny" / "encoder").iterdir()) == before
+
+
 def test_a_missing_data_set_is_named(tiny_encoder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"tiny: no corpus\.jsonl there; the plan names the data sets tiny"):
         run_study(PLAN, tmp_path, str(tiny_encoder), tmp_path / "cells")
