@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from models.retriever.train import train, train_splits
 from models.study.claims import BEAM
 from models.study.given import measure_given_first
 from models.study.plan import Place, Plan, cell_recipe, encoder_recipe, places
+from models.study.prints import cell_print, encoder_print
 from models.task import Settings, Task, first_queries, make_encoder, make_task
 from service.index.arrays import write_array
 from service.index.build import build_bundle
@@ -46,6 +47,15 @@ console = Console(stderr=True)
 GIVEN_QUERIES = 500  # walks with the first code given are walked one by one
 RANKED = ("lexicographic", "fused")  # orders of a walk's candidates that are measured
 HIT_DEPTH = 10  # of hits by popularity
+
+
+class Job(NamedTuple):
+    """A place of a plan, what is trained there, and the fingerprints of the model and of its figures."""
+
+    place: Place
+    recipe: Recipe
+    model: str
+    figures: str
 
 
 def run_study(
@@ -72,24 +82,40 @@ def run_study(
         The results by data set, cell and seed.
 
     Raises:
-        DataError: a data set is missing or too small, or `only` names one that the plan lacks.
+        DataError: a data set is missing or too small, `only` names one that the plan lacks, or `out` holds an encoder
+            that was tuned otherwise.
     """
     if unknown := sorted(set(only) - set(plan.data)):
         raise DataError(f"the plan has no data set {unknown[0]!r}: it has {', '.join(plan.data)}")
-    cells = [(place, place_recipe(place, plan, data, out)) for place in places(plan)]
-    todo = [(place, recipe) for place, recipe in cells if not only or place.data in only]
-    for name in dict.fromkeys(place.data for place, _ in todo):
+    jobs = jobs_of(plan, data, encoder, out)
+    for name in only or plan.data:
         check_corpus(data / name, plan)
+    todo = [job for job in jobs if not only or job.place.data in only]
     shelf = Shelf()
-    after(collect(plan, cells, out))
-    for number, (place, recipe) in enumerate(todo, 1):
-        folder = data / place.data
+    after(collect(jobs, out))
+    for number, job in enumerate(todo, 1):
+        place, folder = job.place, data / job.place.data
         tune_encoder(encoder_recipe(plan.encoder, encoder, shared_changes(plan, folder)), folder, out, device)
-        if read_result(place.folder(out), recipe, plan) is None:
+        if read_result(job, out) is None:
             console.rule(f"{number} of {len(todo)}: {place.data}, {place.cell.name}, seed {place.seed}")
-            run_cell(recipe, folder, place.folder(out), plan, device, shelf)
-            after(collect(plan, cells, out))
-    return collect(plan, cells, out)
+            run_cell(job, folder, place.folder(out), plan, device, shelf)
+            after(collect(jobs, out))
+    return collect(jobs, out)
+
+
+def jobs_of(plan: Plan, data: Path, encoder: str, out: Path) -> list[Job]:
+    """Return what a plan trains on the data sets that are there."""
+    there = [name for name in plan.data if (data / name / "corpus.jsonl").is_file()]
+    shared = {name: shared_changes(plan, data / name) for name in there}
+    tuned = {name: encoder_print(encoder_recipe(plan.encoder, encoder, shared[name]), data / name) for name in there}
+    asked = (plan.queries, *plan.beams, *RANKED)
+    jobs = []
+    for place in places(plan):
+        if place.data in tuned:
+            recipe = cell_recipe(place.cell, tuned_encoder(out, place.data), place.seed, shared[place.data])
+            prints = cell_print(recipe, tuned[place.data]), cell_print(recipe, tuned[place.data], asked)
+            jobs.append(Job(place, recipe, *prints))
+    return jobs
 
 
 def check_corpus(folder: Path, plan: Plan) -> None:
@@ -101,12 +127,6 @@ def check_corpus(folder: Path, plan: Plan) -> None:
         scaled_depths(sum(1 for _ in lines(corpus)))
     except DataError as error:
         raise DataError(f"{corpus}: {error}") from None
-
-
-def place_recipe(place: Place, plan: Plan, data: Path, out: Path) -> Recipe:
-    """Return what is trained at a place of a plan."""
-    shared = shared_changes(plan, data / place.data)
-    return cell_recipe(place.cell, tuned_encoder(out, place.data), place.seed, shared)
 
 
 def shared_changes(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -125,28 +145,29 @@ def tune_encoder(recipe: Recipe, folder: Path, out: Path, device: str) -> None:
     Raises:
         DataError: it was tuned otherwise; the figures beside it rest on it, so it is not replaced.
     """
-    tuned = tuned_encoder(out, folder.name)
+    tuned, expected = tuned_encoder(out, folder.name), encoder_print(recipe, folder)
     mark = tuned.parent / "fingerprint"
-    if tuned.is_dir() and mark.is_file() and mark.read_text() != fingerprint(recipe):
+    if tuned.is_dir() and mark.is_file() and mark.read_text() != expected:
         raise DataError(
-            f"{tuned} was tuned from another encoder or by another recipe than this plan's, and the figures in "
-            f"{tuned.parents[1]} rest on it: choose another --out, or remove that folder"
+            f"{tuned} was tuned from another encoder, on other data or by another recipe than this study's, and the "
+            f"figures in {tuned.parents[1]} rest on it: choose another --out, or remove that folder"
         )
-    if not (keep_if_same(tuned.parent, recipe) and tuned.is_dir()):
+    if not (keep_if_same(tuned.parent, expected) and tuned.is_dir()):
         console.rule(f"{folder.name}: tuning the encoder")
         train(recipe, [_load(folder, recipe)], tuned.parent, device)
 
 
-def run_cell(recipe: Recipe, folder: Path, out: Path, plan: Plan, device: str, shelf: Shelf) -> None:
+def run_cell(job: Job, folder: Path, out: Path, plan: Plan, device: str, shelf: Shelf) -> None:
     """Train, index, measure, write the figures down, clear up."""
+    recipe = job.recipe
     dataset = _load(folder, recipe)
-    keep_if_same(out / "run", recipe)
+    keep_if_same(out / "run", job.model)
     model = train(recipe, [dataset], out / "run", device, shelf=shelf)
     frozen = not any(stage.encoder_lr for stage in recipe.stage)
     vectors_ND = document_vectors(model, dataset, recipe) if frozen else None
     build_bundle(model, dataset.documents, out / "bundle", vectors=vectors_ND, progress=False, replace=True)
     result = measure_bundle(out / "bundle", folder, plan)
-    result["fingerprint"] = fingerprint(recipe, plan)
+    result["fingerprint"] = job.figures
     partial = out / "result.partial"
     partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     partial.replace(out / "result.json")
@@ -219,38 +240,32 @@ def measure_far_down(run: dict[str, list[str]], task: Task, asked: dict[str, int
     }
 
 
-def keep_if_same(run: Path, recipe: Recipe) -> bool:
-    """Make a run's folder say what recipe it is of; a run of another recipe is removed. Says whether one was kept."""
+def keep_if_same(run: Path, print_: str) -> bool:
+    """Make a run's folder bear a fingerprint; a run with another is removed. Says whether one was kept."""
     mark = run / "fingerprint"
-    if mark.is_file() and mark.read_text() == fingerprint(recipe):
+    if mark.is_file() and mark.read_text() == print_:
         return True
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
-    mark.write_text(fingerprint(recipe))
+    mark.write_text(print_)
     return False
 
 
-def fingerprint(recipe: Recipe, plan: Plan | None = None) -> str:
-    """What a model (with a plan: its figures) depends on beside the data; new options at defaults change nothing."""
-    asked = [plan.queries, *plan.beams, *RANKED] if plan else []
-    return hashlib.sha256(f"{recipe.model_dump_json(exclude_defaults=True)}{asked}".encode()).hexdigest()
-
-
-def read_result(folder: Path, recipe: Recipe, plan: Plan) -> dict[str, Any] | None:
-    """Return a cell's figures, unless there are none, or the recipe or what is asked has changed since."""
-    path = folder / "result.json"
+def read_result(job: Job, out: Path) -> dict[str, Any] | None:
+    """Return a cell's figures, unless there are none, or what they rest on has changed since."""
+    path = job.place.folder(out) / "result.json"
     if not path.is_file():
         return None
     result: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return result if result["fingerprint"] == fingerprint(recipe, plan) else None
+    return result if result["fingerprint"] == job.figures else None
 
 
-def collect(plan: Plan, cells: Sequence[tuple[Place, Recipe]], out: Path) -> dict[str, Any]:
+def collect(jobs: Sequence[Job], out: Path) -> dict[str, Any]:
     """Gather all figures that hold: data set → cell → seed."""
     found: dict[str, Any] = {}
-    for place, recipe in cells:
-        if result := read_result(place.folder(out), recipe, plan):
-            found.setdefault(place.data, {}).setdefault(place.cell.name, {})[str(place.seed)] = result
+    for job in jobs:
+        if result := read_result(job, out):
+            found.setdefault(job.place.data, {}).setdefault(job.place.cell.name, {})[str(job.place.seed)] = result
     return found
 
 

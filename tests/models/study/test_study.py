@@ -73,7 +73,7 @@ def test_what_is_done_is_not_done_again_unless_the_recipe_changes(
 ) -> None:
     results, out = study
     trained: list[str] = []
-    monkeypatch.setattr(runner, "run_cell", lambda recipe, *_: trained.append(recipe.name))
+    monkeypatch.setattr(runner, "run_cell", lambda job, *_: trained.append(job.recipe.name))
     seen: list[dict[str, Any]] = []
     assert run_study(PLAN, out / "data", str(tiny_encoder), out / "cells", after=seen.append) == results
     assert seen == [results], "the page can be written before anything runs"
@@ -208,16 +208,24 @@ def test_one_seed_says_so_and_cells_keep_to_their_data(tmp_path: Path) -> None:
 
 
 def test_a_tuned_encoder_is_not_replaced_by_another(
-    study: tuple[dict[str, Any], Path], tiny_encoder: Path, tmp_path: Path
+    study: tuple[dict[str, Any], Path], tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The encoder by another path counts as another: nobody can tell."""
-    _, out = study
-    shutil.copytree(out / "cells" / "tiny" / "encoder", tmp_path / "tiny" / "encoder")
-    before = sorted(path.name for path in (tmp_path / "tiny" / "encoder").iterdir())
-    (tmp_path / "other").symlink_to(tiny_encoder)
-    with pytest.raises(DataError, match=r"was tuned from another encoder or by another recipe .* choose another --out"):
-        run_study(PLAN, out / "data", str(tmp_path / "other"), tmp_path)
-    assert sorted(path.name for path in (tmp_path / "tiny" / "encoder").iterdir()) == before
+    """Another start, or other data; the same encoder by another path is the same, and so are the figures by another."""
+    results, out = study
+    shutil.copytree(out / "cells", tmp_path / "cells")
+    shutil.copytree(tiny_encoder, tmp_path / "start")
+    shutil.copytree(out / "data", tmp_path / "data")
+    monkeypatch.setattr(runner, "train", lambda *_, **__: pytest.fail("everything is done"))
+    monkeypatch.chdir(tmp_path)
+    assert run_study(PLAN, Path("data"), "start", Path("cells")) == results
+    before = sorted(str(path) for path in (tmp_path / "cells").rglob("*"))
+    for changed in (tmp_path / "start" / "config.json", tmp_path / "data" / "tiny" / "qrels" / "train.tsv"):
+        kept = changed.read_text()
+        changed.write_text(kept + "\n")
+        with pytest.raises(DataError, match=r"tuned from another encoder, on other data .* choose another --out"):
+            run_study(PLAN, Path("data"), "start", Path("cells"))
+        changed.write_text(kept)
+    assert sorted(str(path) for path in (tmp_path / "cells").rglob("*")) == before
 
 
 def test_a_missing_data_set_is_named(tiny_encoder: Path, tmp_path: Path) -> None:
