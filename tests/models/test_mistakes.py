@@ -201,7 +201,8 @@ def test_what_is_no_array_is_not_quantized(call: Call, folder: Path) -> None:
             'recipe = "hhq"\nchanges = {"name.x" = 1}',
             "cell 'hhq': change 'name.x': 'name' is 'hhq', not",
         ),
-        ("[[cell]]", 'encoder = "hhq_frozen"\n[[cell]]', "small/corpus.jsonl: 39 documents are too few"),
+        ("[[cell]]", 'encoder = "hhq_lean"\n[[cell]]', "small/corpus.jsonl: 39 documents are too few"),
+        ("[[cell]]", 'encoder = "hhq_frozen"\n[[cell]]', "recipe 'hhq_frozen' has no contrast stage"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused_before_anything_is_trained(
