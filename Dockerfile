@@ -22,7 +22,8 @@ FROM python:${PYTHON}-slim-bookworm
 LABEL org.opencontainers.image.title="rhumbline" \
       org.opencontainers.image.description="Generative retrieval server" \
       org.opencontainers.image.licenses="Apache-2.0"
-RUN useradd --system --uid 10001 --user-group --home-dir /var/lib/rhumbline --create-home rhumbline \
+RUN groupadd --gid 10001 rhumbline \
+    && useradd --uid 10001 --gid 10001 --home-dir /var/lib/rhumbline --create-home rhumbline \
     && mkdir /bundle && chown rhumbline:rhumbline /bundle
 COPY --from=build /opt/rhumbline /opt/rhumbline
 # A read-only root works: kernels and the demo's bundle go to the cache folder; where that is not writable, kernels go to

@@ -2,7 +2,7 @@
 # make test, make lint: what continuous integration runs
 # make bench: the measurements, with their goals
 # make results: train and measure every system of the papers; resumable
-# make train ARGS="DATA --out runs/mine": train on a folder in the BEIR layout
+# make train ARGS="DATA --encoder sentence-transformers/all-MiniLM-L6-v2 --out runs/mine": train on a folder in the BEIR layout
 # make clean: remove what the targets above made
 
 PYTHON ?= python3

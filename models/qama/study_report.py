@@ -93,7 +93,7 @@ def render(results: Results, plot: str = "quality.png") -> str:
     """All tables as one markdown page."""
     parts = [
         "# QAMA: multi-level binary codes",
-        f"Made by `{results.command}`; the data sets are described in the README.",
+        f"Made by `{results.command}`; the data sets stand in [results.md](../results.md).",
         _how(results),
         "## Share of FP32 at full width",
         _headline(results),

@@ -212,3 +212,9 @@ def test_a_study_that_cannot_be_is_refused_before_anything_is_trained(
     found = call("study", "--plan", path, "--data", folder / "data", "--encoder", "none", "--out", folder / "study")
     refused(found, message)
     assert not (folder / "study").exists()
+
+
+def test_a_quick_study_takes_no_data(call: Call, tmp_path: Path) -> None:
+    found = call("study", "--quick", "--data", tmp_path, "--out", tmp_path / "out")
+    refused(found, "makes its own data and encoder", "leave --data and")
+    assert not (tmp_path / "out").exists()

@@ -106,6 +106,17 @@ def test_room_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch)
 # ---------------------------------------------------------------- a process of its own
 
 
+def test_a_signal_ends_a_service_that_still_opens_its_bundle() -> None:
+    """The first process of a container ignores signals that it has no handler for, and indexing takes a minute."""
+    script = (
+        "import os, signal, time; from service import cli; from service.ops.settings import Settings\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "cli._serve(Settings(port=0), lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(20)), print)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "")
+
+
 @contextmanager
 def serving(*arguments: str, cache: Path, **variables: str) -> Iterator[tuple[str, subprocess.Popen[str], list[str]]]:
     """Run `rhumb`; gives the address that it announces, the process and its lines (stdout and stderr)."""

@@ -131,6 +131,14 @@ def test_vectors_are_shared_by_cells_that_read_the_same(
     assert vectors(dataset) == 0
 
 
+def test_the_published_page_holds_the_claims_that_are_tested() -> None:
+    page = (Path(runner.__file__).parents[1] / "results" / "systems.md").read_text("utf-8")
+    table = page.split("## Claims")[1].split("\n## ")[0]
+    shown = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines() if line.startswith("| ")][2:]
+    assert set(shown) <= {claim.text for claim in CLAIMS}
+    assert len(shown) > 20
+
+
 def test_the_page_has_every_cell_and_verdict(study: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     write_report(PLAN, study[0], tmp_path / "page.md", "a command")
     page = (tmp_path / "page.md").read_text()
