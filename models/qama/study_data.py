@@ -2,9 +2,9 @@
 
     FOLDER/<set>/docs.npy, queries_test.npy (with *.ids.txt), qrels/test.tsv, qrels/train.tsv, queries.jsonl
 
-Train queries come from queries_train.npy, or are encoded once with all-MiniLM-L6-v2 (the encoder that the vectors are
-from) and kept beside the results. Test queries are read for measuring only: a train query that has the text of a test
-query is left out.
+Train queries come from queries_train.npy, or are encoded once with all-MiniLM-L6-v2 (extra `minilm`), the encoder that
+the vectors are from, and kept beside the results. Test queries are read for measuring only: a train query that has the
+text of a test query is left out.
 """
 
 from __future__ import annotations
