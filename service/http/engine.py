@@ -153,7 +153,7 @@ class Engine:
         try:
             answers, timings = await asyncio.wrap_future(self._submit(work))
         except TextError as error:
-            raise Problem(422, f"a text cannot be encoded: {error}") from None
+            raise Problem(422, f"a text {error.reason}") from None
         self.metrics.observe_stages(timings)
         return answers, timings
 

@@ -25,6 +25,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
+        self._earlier: Any = None  # the request before the newest
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock with the connection: who says nothing has no more time than who dribbles."""
@@ -43,6 +44,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Stop the clock."""
         self._stop_waiting()
+        self._earlier = self.cycle
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
@@ -89,8 +91,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_waiting()
         if self.transport.is_closing():
             return
-        if self.cycle is not None and not (self.cycle.more_body or self.cycle.response_complete):
-            self.cycle.keep_alive = False  # the answer to what came before goes out whole; then the connection closes
+        whole = self.cycle
+        if self.pipeline and self.cycle.more_body:  # the newest is what is refused, and others are before it
+            self.pipeline.popleft()
+            whole = self._earlier
+        if whole is not None and not (whole.more_body or whole.response_complete):
+            whole.keep_alive = False  # the answer to what came before goes out whole; then the connection closes
             self.flow.pause_reading()
             return
         body = json.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail})

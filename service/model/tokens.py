@@ -18,7 +18,15 @@ from service.model.text import TextSettings, document_text, query_text
 
 
 class TextError(ValueError):
-    """A text cannot be encoded by this model; the message says which of a batch."""
+    """A text cannot be encoded by this model.
+
+    Attributes:
+        reason: why, without which text of the batch it is.
+    """
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(f"{text} {reason}")
+        self.reason = reason
 
 
 PADDING_NAMES = ("[PAD]", "<pad>", "<|endoftext|>")
@@ -90,9 +98,10 @@ def _encode(tokenizer: Tokenizer, texts: list[str], what: str) -> list[list[int]
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise TextError(f"{what} {number} holds a lone surrogate at character {error.start}: remove it") from None
+            reason = f"holds a lone surrogate at character {error.start}: remove it"
+            raise TextError(f"{what} {number}", reason) from None
     rows = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
     for number, ids in enumerate(rows):
         if not ids:
-            raise TextError(f"{what} {number} has no tokens for this model's tokenizer: give it a word")
+            raise TextError(f"{what} {number}", "has no tokens for this model's tokenizer: give it a word")
     return rows

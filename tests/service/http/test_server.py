@@ -85,8 +85,15 @@ def test_slow_second_head_on_a_connection_gets_a_408() -> None:
         assert b"HTTP/1.1 408 " in answer
 
 
-@pytest.mark.parametrize("next_head", [b"GET /livez HTTP/1.1\r\nho", b"no HTTP at all\r\n\r\n"])
-def test_a_bad_second_head_leaves_the_answer_under_way_alone(next_head: bytes) -> None:
+@pytest.mark.parametrize(
+    "next_head",
+    [
+        b"GET /livez HTTP/1.1\r\nho",
+        b"no HTTP at all\r\n\r\n",
+        b"POST /v1/search HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_a_bad_second_request_leaves_the_answer_under_way_alone(next_head: bytes) -> None:
     pipeline = FakePipeline()
     with running(pipeline, body_timeout_seconds=0.3) as (_, port, _):
         pipeline.may_go.clear()
