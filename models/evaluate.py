@@ -48,8 +48,7 @@ def evaluate(
     pipeline = Pipeline(bundle, threads=settings.threads)
     try:
         _check_scorings(bundle, settings)
-        splits = [settings.split, *(["train"] if (data / "qrels" / "train.tsv").is_file() else [])]
-        dataset = load_dataset(data, splits, history=bundle.manifest.model.text.history_count)
+        dataset = load_dataset(data, [settings.split], history=bundle.manifest.model.text.history_count)
         task = make_task(dataset, settings, bundle)
         codes = pipeline.codes if settings.codes else None
         queries = EncodedQueries(pipeline.encoder, task, settings.batch)
@@ -62,7 +61,7 @@ def evaluate(
         free = min(settings.free_queries, len(task.ids))
         facts = (str(bundle_path), bundle.digest, data.resolve().name, settings.split)
         cascades = list(measure_cascades(codes, vectors_QD)) if codes else []
-        seen = seen_in_train(dataset, task) if settings.split != "train" else 0
+        seen = seen_in_train(data, task) if settings.split != "train" else 0
         return Comparison(*facts, len(task.documents), len(task.ids), free, seen, rows, cascades)
     finally:
         pipeline.close()

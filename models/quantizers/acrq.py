@@ -76,7 +76,8 @@ class ACRQSettings(QuantizerSettings):
                 f"{sorted(self.level_sizes)}"
             )
         check_least("acrq", self, epochs=0, batch_size=1, kmeans_iterations=1)
-        check_positive("acrq", self, "learning_rate")
+        if self.epochs:
+            check_positive("acrq", self, "learning_rate")
 
     @property
     def anchors(self) -> tuple[int, ...]:

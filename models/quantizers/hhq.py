@@ -56,7 +56,8 @@ class HHQSettings(QuantizerSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least("hhq", self, kmeans_iterations=1, epochs=0, batch_size=1, separation=0)
-        check_positive("hhq", self, "learning_rate")
+        if self.epochs:
+            check_positive("hhq", self, "learning_rate")
 
 
 def paper_settings(settings: HHQSettings) -> HHQSettings:

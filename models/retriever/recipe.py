@@ -53,7 +53,7 @@ class DecoderTable(Table):
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> DecoderTable:
-        if self.width % self.heads:
+        if self.layers and self.width % self.heads:
             fitting = self.width + -self.width % self.heads
             raise ValueError(f"width is {self.width}, no multiple of heads, {self.heads}: give e.g. width {fitting}")
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,12 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """What the study says of a claim on one data set; means over seeds, deviations of single seeds."""
+    """What the study says of a claim on one data set.
+
+    Attributes:
+        left, right: mean over the seeds that both have, and deviation of one seed (over all that a side has).
+        seeds: that both have.
+    """
 
     claim: Claim
     data: str
@@ -86,9 +91,9 @@ class Finding:
     def verdict(self) -> str:
         """`same sign`, `opposite`, or `within noise` where the gap, with the margin, is less than one deviation."""
         gap = self.claim.sign * (self.left[0] - self.right[0]) + self.claim.margin
-        if self.seeds > 1 and abs(gap) <= math.hypot(self.left[1], self.right[1]):
-            return "within noise"
+        noise = math.hypot(self.left[1], self.right[1])
         verdict = "same sign" if gap > 0 else "opposite" if gap < 0 else "equal"
+        verdict = "within noise" if noise and abs(gap) <= noise else verdict
         return verdict if self.seeds > 1 else f"{verdict}, one seed"
 
 
@@ -101,11 +106,17 @@ def find(claims: Sequence[Claim], results: Mapping[str, Any]) -> list[Finding]:
                 left, right = claim.metric, claim.metric
                 if "-" in claim.metric:  # two figures of one cell
                     left, right = claim.metric.split("-")
-                sides = (spread(cells[claim.left], left), spread(cells[claim.right], right))
+                shared = cells[claim.left].keys() & cells[claim.right].keys()
+                sides = _side(cells[claim.left], shared, left), _side(cells[claim.right], shared, right)
                 if sides[0] and sides[1]:
-                    seeds = min(len(cells[claim.left]), len(cells[claim.right]))
-                    found.append(Finding(claim, data, sides[0], sides[1], seeds))
+                    found.append(Finding(claim, data, sides[0], sides[1], len(shared)))
     return found
+
+
+def _side(seeds: Mapping[str, Any], shared: Collection[str], metric: str) -> tuple[float, float] | None:
+    """Mean over the shared seeds, deviation over all; None where there is none, or one lacks the figure."""
+    everywhere, here = spread(seeds, metric), spread({seed: seeds[seed] for seed in sorted(shared)}, metric)
+    return None if everywhere is None or here is None else (here[0], everywhere[1])
 
 
 def spread(seeds: Mapping[str, Any], metric: str) -> tuple[float, float] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import torch
@@ -20,10 +21,17 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
 def write_quick(out: Path) -> tuple[Path, str]:
-    """Write data set and encoder under a folder; returns the folder of data sets and the encoder's name."""
-    texts = write_topics(out / "data" / "topics")
-    write_encoder(out / "encoder", texts)
-    return out / "data", str(out / "encoder")
+    """Write data set and encoder under a folder, once; returns the folder of data sets and the encoder's name.
+
+    What is there is kept: no two vocabularies are learnt alike, and a study that was cut off rests on the first.
+    """
+    made, partial = out / "quick", out / "quick.partial"
+    if not made.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+        texts = write_topics(partial / "data" / "topics")
+        write_encoder(partial / "encoder", texts)
+        partial.rename(made)
+    return made / "data", str(made / "encoder")
 
 
 def write_topics(folder: Path, seed: int = 0) -> list[str]:

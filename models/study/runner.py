@@ -90,6 +90,9 @@ def run_study(
     jobs = jobs_of(plan, data, encoder, out)
     for name in only or plan.data:
         check_corpus(data / name, plan)
+        check_encoder(encoder_recipe(plan.encoder, encoder, shared_changes(plan, data / name)), data / name, out)
+    if absent := sorted(set(plan.data) - {job.place.data for job in jobs}):
+        console.print(f"not in {data}, so without their figures: {', '.join(absent)}")
     todo = [job for job in jobs if not only or job.place.data in only]
     shelf = Shelf()
     after(collect(jobs, out))
@@ -139,20 +142,21 @@ def tuned_encoder(out: Path, data: str) -> Path:
     return out / data / "encoder" / "encoder"
 
 
-def tune_encoder(recipe: Recipe, folder: Path, out: Path, device: str) -> None:
-    """Tune a data set's encoder, unless it is tuned.
-
-    Raises:
-        DataError: it was tuned otherwise; the figures beside it rest on it, so it is not replaced.
-    """
-    tuned, expected = tuned_encoder(out, folder.name), encoder_print(recipe, folder)
+def check_encoder(recipe: Recipe, folder: Path, out: Path) -> None:
+    """Refuse an encoder that was tuned otherwise: the figures beside it rest on it, so it is not replaced."""
+    tuned = tuned_encoder(out, folder.name)
     mark = tuned.parent / "fingerprint"
-    if tuned.is_dir() and mark.is_file() and mark.read_text() != expected:
+    if tuned.is_dir() and mark.is_file() and mark.read_text() != encoder_print(recipe, folder):
         raise DataError(
             f"{tuned} was tuned from another encoder, on other data or by another recipe than this study's, and the "
             f"figures in {tuned.parents[1]} rest on it: choose another --out, or remove that folder"
         )
-    if not (keep_if_same(tuned.parent, expected) and tuned.is_dir()):
+
+
+def tune_encoder(recipe: Recipe, folder: Path, out: Path, device: str) -> None:
+    """Tune a data set's encoder, unless it is tuned."""
+    tuned = tuned_encoder(out, folder.name)
+    if not (keep_if_same(tuned.parent, encoder_print(recipe, folder)) and tuned.is_dir()):
         console.rule(f"{folder.name}: tuning the encoder")
         train(recipe, [_load(folder, recipe)], tuned.parent, device)
 

@@ -272,6 +272,10 @@ def test_queries_that_stand_in_train_are_counted(bundle_folder: Path, data_folde
     found = evaluate(bundle_folder, tmp_path / "data", settings)
     assert found.seen == 1
     assert found.title.endswith("60 documents; 1 query stands in train with a document of theirs")
+    (tmp_path / "data" / "qrels" / "train.tsv").write_text(train + "unknown\td2\t1\nt2\tunknown\t1\n")
+    assert evaluate(bundle_folder, tmp_path / "data", settings).seen == 1, "who is unknown was not asked here"
+    (tmp_path / "data" / "qrels" / "train.tsv").write_text("no qrels at all")
+    assert evaluate(bundle_folder, tmp_path / "data", settings).seen == 0
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from models.data import DataError, Dataset, load_dataset
 from models.study import runner
 from models.study.claims import CLAIMS, Claim, figure, find
 from models.study.plan import Cell, Place, Plan, cell_recipe, places
+from models.study.quick import write_quick
 from models.study.report import write_report
 from models.study.runner import document_vectors, run_study
 
@@ -180,6 +183,32 @@ def test_verdicts_weigh_the_gap_against_the_seeds(
     assert found.verdict == verdict
 
 
+def test_cells_are_compared_by_the_seeds_that_both_have() -> None:
+    def cell(**values: float) -> dict[str, Any]:
+        return {seed[1:]: {"sids": {"cosine": value}, "deep": {"geometric": {}}} for seed, value in values.items()}
+
+    claim = Claim("", "", "a", "b", "cosine")
+    (found,) = find([claim], {"data": {"a": cell(s0=0.4, s1=0.41, s2=0.42), "b": cell(s0=0.45)}})
+    assert (found.left[0], found.seeds, found.verdict) == (0.4, 1, "opposite, one seed")
+    (found,) = find([claim], {"data": {"a": cell(s0=0.4, s1=0.5, s2=0.51), "b": cell(s0=0.42)}})
+    assert found.verdict == "within noise, one seed"
+    assert find([claim], {"data": {"a": cell(s1=0.4), "b": cell(s0=0.45)}}) == []
+
+
+def test_a_quick_study_finds_what_it_made_the_first_time(tmp_path: Path) -> None:
+    """Learnt by processes of their own, two vocabularies differ."""
+    script = (
+        "import sys; from pathlib import Path; from models.study.quick import write_quick as w; w(Path(sys.argv[1]))"
+    )
+    states = []
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
+        files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+        states.append({str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files})
+    assert states[0] == states[1]
+    assert write_quick(tmp_path) == (tmp_path / "quick" / "data", str(tmp_path / "quick" / "encoder"))
+
+
 def test_a_gain_in_the_tail_is_weighed_against_that_in_the_head() -> None:
     """Left gains .1 in the tail and .2 in the head: it does not gain most in the tail."""
 
@@ -231,7 +260,7 @@ def test_a_tuned_encoder_is_not_replaced_by_another(
         kept = changed.read_text()
         changed.write_text(kept + "\n")
         with pytest.raises(DataError, match=r"tuned from another encoder, on other data .* choose another --out"):
-            run_study(PLAN, Path("data"), "start", Path("cells"))
+            run_study(PLAN, Path("data"), "start", Path("cells"), after=lambda _: pytest.fail("the page would go"))
         changed.write_text(kept)
     assert sorted(str(path) for path in (tmp_path / "cells").rglob("*")) == before
 
