@@ -92,8 +92,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         whole = self.cycle
-        if self.pipeline and self.cycle.more_body:  # the newest is what is refused, and others are before it
-            self.pipeline.popleft()
+        if self.pipeline and self.cycle.more_body:  # the newest is what is refused, and one before it is under way
             whole = self._earlier
         if whole is not None and not (whole.more_body or whole.response_complete):
             whole.keep_alive = False  # the answer to what came before goes out whole; then the connection closes
