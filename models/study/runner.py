@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -47,6 +47,13 @@ console = Console(stderr=True)
 GIVEN_QUERIES = 500  # walks with the first code given are walked one by one
 RANKED = ("lexicographic", "fused")  # orders of a walk's candidates that are measured
 HIT_DEPTH = 10  # of hits by popularity
+
+
+class SharedEncoder(NamedTuple):
+    """How the encoder that the cells of a data set share is tuned, and the fingerprint of that."""
+
+    recipe: Recipe
+    print_: str
 
 
 class Job(NamedTuple):
@@ -87,10 +94,11 @@ def run_study(
     """
     if unknown := sorted(set(only) - set(plan.data)):
         raise DataError(f"the plan has no data set {unknown[0]!r}: it has {', '.join(plan.data)}")
-    jobs = jobs_of(plan, data, encoder, out)
+    encoders = encoders_of(plan, data, encoder)
+    jobs = jobs_of(plan, data, out, encoders)
     for name in only or plan.data:
         check_corpus(data / name, plan)
-        check_encoder(encoder_recipe(plan.encoder, encoder, shared_changes(plan, data / name)), data / name, out)
+        check_encoder(encoders[name].print_, tuned_encoder(out, name))
     if absent := sorted(set(plan.data) - {job.place.data for job in jobs}):
         console.print(f"not in {data}, so without their figures: {', '.join(absent)}")
     todo = [job for job in jobs if not only or job.place.data in only]
@@ -98,7 +106,7 @@ def run_study(
     after(collect(jobs, out))
     for number, job in enumerate(todo, 1):
         place, folder = job.place, data / job.place.data
-        tune_encoder(encoder_recipe(plan.encoder, encoder, shared_changes(plan, folder)), folder, out, device)
+        tune_encoder(encoders[place.data], folder, tuned_encoder(out, place.data), device)
         if read_result(job, out) is None:
             console.rule(f"{number} of {len(todo)}: {place.data}, {place.cell.name}, seed {place.seed}")
             run_cell(job, folder, place.folder(out), plan, device, shelf)
@@ -106,18 +114,26 @@ def run_study(
     return collect(jobs, out)
 
 
-def jobs_of(plan: Plan, data: Path, encoder: str, out: Path) -> list[Job]:
+def encoders_of(plan: Plan, data: Path, encoder: str) -> dict[str, SharedEncoder]:
+    """Return how the encoder of every data set that is there is tuned; its files and the data are read once."""
+    recipes = {
+        name: encoder_recipe(plan.encoder, encoder, shared_changes(plan, data / name))
+        for name in plan.data
+        if (data / name / "corpus.jsonl").is_file()
+    }
+    return {name: SharedEncoder(recipe, encoder_print(recipe, data / name)) for name, recipe in recipes.items()}
+
+
+def jobs_of(plan: Plan, data: Path, out: Path, encoders: Mapping[str, SharedEncoder]) -> list[Job]:
     """Return what a plan trains on the data sets that are there."""
-    there = [name for name in plan.data if (data / name / "corpus.jsonl").is_file()]
-    shared = {name: shared_changes(plan, data / name) for name in there}
-    tuned = {name: encoder_print(encoder_recipe(plan.encoder, encoder, shared[name]), data / name) for name in there}
+    shared = {name: shared_changes(plan, data / name) for name in encoders}
     asked = (plan.queries, *plan.beams, *RANKED)
     jobs = []
     for place in places(plan):
-        if place.data in tuned:
+        if place.data in encoders:
             recipe = cell_recipe(place.cell, tuned_encoder(out, place.data), place.seed, shared[place.data])
-            prints = cell_print(recipe, tuned[place.data]), cell_print(recipe, tuned[place.data], asked)
-            jobs.append(Job(place, recipe, *prints))
+            tuned = encoders[place.data].print_
+            jobs.append(Job(place, recipe, cell_print(recipe, tuned), cell_print(recipe, tuned, asked)))
     return jobs
 
 
@@ -142,23 +158,21 @@ def tuned_encoder(out: Path, data: str) -> Path:
     return out / data / "encoder" / "encoder"
 
 
-def check_encoder(recipe: Recipe, folder: Path, out: Path) -> None:
+def check_encoder(expected: str, tuned: Path) -> None:
     """Refuse an encoder that was tuned otherwise: the figures beside it rest on it, so it is not replaced."""
-    tuned = tuned_encoder(out, folder.name)
     mark = tuned.parent / "fingerprint"
-    if tuned.is_dir() and mark.is_file() and mark.read_text() != encoder_print(recipe, folder):
+    if tuned.is_dir() and mark.is_file() and mark.read_text() != expected:
         raise DataError(
             f"{tuned} was tuned from another encoder, on other data or by another recipe than this study's, and the "
             f"figures in {tuned.parents[1]} rest on it: choose another --out, or remove that folder"
         )
 
 
-def tune_encoder(recipe: Recipe, folder: Path, out: Path, device: str) -> None:
+def tune_encoder(shared: SharedEncoder, folder: Path, tuned: Path, device: str) -> None:
     """Tune a data set's encoder, unless it is tuned."""
-    tuned = tuned_encoder(out, folder.name)
-    if not (keep_if_same(tuned.parent, encoder_print(recipe, folder)) and tuned.is_dir()):
+    if not (keep_if_same(tuned.parent, shared.print_) and tuned.is_dir()):
         console.rule(f"{folder.name}: tuning the encoder")
-        train(recipe, [_load(folder, recipe)], tuned.parent, device)
+        train(shared.recipe, [_load(folder, shared.recipe)], tuned.parent, device)
 
 
 def run_cell(job: Job, folder: Path, out: Path, plan: Plan, device: str, shelf: Shelf) -> None:
