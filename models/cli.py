@@ -196,7 +196,9 @@ def study(
     data: Annotated[Path | None, typer.Option(help="Folder that holds the plan's data sets.")] = None,
     encoder: Annotated[str, typer.Option(help="Hugging Face encoder that all cells start from.")] = "",
     plan: Annotated[Path | None, typer.Option(help="Another plan; models/study/plan.toml is the shipped one.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Markdown page to write; a picture goes beside it.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Markdown page to write; its picture and PAGE-figures/ go beside it.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A tiny study of made-up data that takes minutes.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     only: Annotated[list[str] | None, typer.Option(help="Only the cells of this data set; several allowed.")] = None,
@@ -220,7 +222,7 @@ def study(
         given += ["--plan PLAN"] if plan else []
         command = f"make results ARGS='{' '.join(given)}'"
         run_study(
-            chosen, data, encoder, out / "cells", device, only or (),
+            chosen, data, encoder, out / "cells", page.with_name(f"{page.stem}-figures"), device, only or (),
             after=lambda results: write_report(chosen, results, page, command),
         )  # fmt: skip
     Console().print(str(page))

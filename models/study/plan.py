@@ -72,9 +72,13 @@ class Place:
     cell: Cell
     seed: int
 
-    def folder(self, out: Path) -> Path:
-        """Where it is trained and where its figures stay."""
+    def under(self, out: Path) -> Path:
+        """Where it is trained."""
         return out / self.data / re.sub(r"[^a-z0-9]+", "-", self.cell.name.lower()).strip("-") / str(self.seed)
+
+    def file(self, figures: Path) -> Path:
+        """Where its figures stay."""
+        return self.under(figures).with_suffix(".json")
 
 
 def places(plan: Plan) -> Iterator[Place]:

@@ -1,9 +1,11 @@
 """Runs a study: every cell is trained, indexed and measured once, and its figures are kept.
 
-    out/DATA/encoder/           the tuned encoder that the cells of a data set share, and its vectors of the documents
-    out/DATA/CELL/SEED/result.json    the figures, with the fingerprint of what they were measured on
+    out/DATA/encoder/             the tuned encoder that the cells of a data set share, and its vectors of the documents
+    out/DATA/CELL/SEED/           a training that is under way; deleted when its figures are there
+    figures/DATA/CELL/SEED.json   the figures, with the fingerprint of what they were measured on
 
-A cell that is cut off goes on from its last epoch. What a finished cell needed on the disk is deleted.
+A cell that is cut off goes on from its last epoch. Figures are small: kept with the page that is made of them, they let
+a study go on where nothing else of it is left.
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ def run_study(
     data: Path,
     encoder: str,
     out: Path,
+    figures: Path,
     device: str = "cpu",
     only: Collection[str] = (),
     after: Callable[[dict[str, Any]], None] = lambda _: None,
@@ -80,7 +83,8 @@ def run_study(
         plan: the cells.
         data: folder that holds the plan's data sets.
         encoder: Hugging Face encoder that all cells start from.
-        out: folder of the study.
+        out: folder of the trainings.
+        figures: folder of their figures.
         device: where to train.
         only: run the cells of these data sets, so that several processes can share a plan; empty for all.
         after: is given all results so far at the start and after every cell: a study may be cut off at any time.
@@ -103,15 +107,15 @@ def run_study(
         console.print(f"not in {data}, so without their figures: {', '.join(absent)}")
     todo = [job for job in jobs if not only or job.place.data in only]
     shelf = Shelf()
-    after(collect(jobs, out))
+    after(collect(jobs, figures))
     for number, job in enumerate(todo, 1):
         place, folder = job.place, data / job.place.data
-        tune_encoder(encoders[place.data], folder, tuned_encoder(out, place.data), device)
-        if read_result(job, out) is None:
+        if read_result(job, figures) is None:
+            tune_encoder(encoders[place.data], folder, tuned_encoder(out, place.data), device)
             console.rule(f"{number} of {len(todo)}: {place.data}, {place.cell.name}, seed {place.seed}")
-            run_cell(job, folder, place.folder(out), plan, device, shelf)
-            after(collect(jobs, out))
-    return collect(jobs, out)
+            run_cell(job, folder, place.under(out), place.file(figures), plan, device, shelf)
+            after(collect(jobs, figures))
+    return collect(jobs, figures)
 
 
 def encoders_of(plan: Plan, data: Path, encoder: str) -> dict[str, SharedEncoder]:
@@ -175,7 +179,7 @@ def tune_encoder(shared: SharedEncoder, folder: Path, tuned: Path, device: str) 
         train(shared.recipe, [_load(folder, shared.recipe)], tuned.parent, device)
 
 
-def run_cell(job: Job, folder: Path, out: Path, plan: Plan, device: str, shelf: Shelf) -> None:
+def run_cell(job: Job, folder: Path, out: Path, figures: Path, plan: Plan, device: str, shelf: Shelf) -> None:
     """Train, index, measure, write the figures down, clear up."""
     recipe = job.recipe
     dataset = _load(folder, recipe)
@@ -186,11 +190,11 @@ def run_cell(job: Job, folder: Path, out: Path, plan: Plan, device: str, shelf: 
     build_bundle(model, dataset.documents, out / "bundle", vectors=vectors_ND, progress=False, replace=True)
     result = measure_bundle(out / "bundle", folder, plan)
     result["fingerprint"] = job.figures
-    partial = out / "result.partial"
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    partial.replace(out / "result.json")
-    for name in ("run", "bundle"):
-        shutil.rmtree(out / name)
+    figures.parent.mkdir(parents=True, exist_ok=True)
+    partial = figures.with_suffix(".partial")
+    partial.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    partial.replace(figures)
+    shutil.rmtree(out)
 
 
 def document_vectors(model: Path, dataset: Dataset, recipe: Recipe) -> NDArray[np.float32]:
@@ -269,20 +273,20 @@ def keep_if_same(run: Path, print_: str) -> bool:
     return False
 
 
-def read_result(job: Job, out: Path) -> dict[str, Any] | None:
+def read_result(job: Job, figures: Path) -> dict[str, Any] | None:
     """Return a cell's figures, unless there are none, or what they rest on has changed since."""
-    path = job.place.folder(out) / "result.json"
+    path = job.place.file(figures)
     if not path.is_file():
         return None
     result: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return result if result["fingerprint"] == job.figures else None
 
 
-def collect(jobs: Sequence[Job], out: Path) -> dict[str, Any]:
+def collect(jobs: Sequence[Job], figures: Path) -> dict[str, Any]:
     """Gather all figures that hold: data set → cell → seed."""
     found: dict[str, Any] = {}
     for job in jobs:
-        if result := read_result(job, out):
+        if result := read_result(job, figures):
             found.setdefault(job.place.data, {}).setdefault(job.place.cell.name, {})[str(job.place.seed)] = result
     return found
 

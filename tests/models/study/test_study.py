@@ -41,15 +41,16 @@ PLAN = Plan(
 def study(tiny_encoder: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     out = tmp_path_factory.mktemp("study")
     shutil.copytree(tiny_data, out / "data" / "tiny")
-    return run_study(PLAN, out / "data", str(tiny_encoder), out / "cells"), out
+    return run_study(PLAN, out / "data", str(tiny_encoder), out / "cells", out / "figures"), out
 
 
 def test_every_cell_has_its_figures_and_leaves_nothing_else(study: tuple[dict[str, Any], Path]) -> None:
     results, out = study
     for cell in PLAN.cell:
         for seed in PLAN.seeds:
-            folder = Place("tiny", cell, seed).folder(out / "cells")
-            assert [path.name for path in folder.iterdir()] == ["result.json"]
+            place = Place("tiny", cell, seed)
+            assert not place.under(out / "cells").exists()
+            assert json.loads(place.file(out / "figures").read_text()) == results["tiny"][cell.name][str(seed)]
             result = results["tiny"][cell.name][str(seed)]
             assert (result["documents"], result["queries"]) == (60, 60)
             assert 0 < figure(result, "p_unique") <= 1
@@ -78,15 +79,27 @@ def test_what_is_done_is_not_done_again_unless_the_recipe_changes(
     trained: list[str] = []
     monkeypatch.setattr(runner, "run_cell", lambda job, *_: trained.append(job.recipe.name))
     seen: list[dict[str, Any]] = []
-    assert run_study(PLAN, out / "data", str(tiny_encoder), out / "cells", after=seen.append) == results
+    assert (
+        run_study(PLAN, out / "data", str(tiny_encoder), out / "cells", out / "figures", after=seen.append) == results
+    )
     assert seen == [results], "the page can be written before anything runs"
     assert trained == []
     changed = PLAN.model_copy(
         update={"cell": (PLAN.cell[0], PLAN.cell[1].model_copy(update={"changes": {"decoder.width": 32}}))}
     )
-    held = run_study(changed, out / "data", str(tiny_encoder), out / "cells")["tiny"]
+    held = run_study(changed, out / "data", str(tiny_encoder), out / "cells", out / "figures")["tiny"]
     assert held == {"hhq": results["tiny"]["hhq"]}, "figures of a cell that has changed since are not shown"
     assert trained == ["rq_kmeans", "rq_kmeans"]
+
+
+def test_figures_are_enough_to_go_on(
+    study: tuple[dict[str, Any], Path], tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine, with the figures alone: no encoder is tuned for cells that are done."""
+    results, out = study
+    monkeypatch.setattr(runner, "train", lambda *_, **__: pytest.fail("everything is done"))
+    assert run_study(PLAN, out / "data", str(tiny_encoder), tmp_path, out / "figures") == results
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_cell_that_was_cut_off_goes_on(
@@ -99,8 +112,8 @@ def test_a_cell_that_was_cut_off_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(runner, "measure_bundle", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run_study(plan, out / "data", str(tiny_encoder), tmp_path)
-    again = run_study(plan, out / "data", str(tiny_encoder), tmp_path)["tiny"]["hhq"]["0"]
+            run_study(plan, out / "data", str(tiny_encoder), tmp_path, tmp_path / "figures")
+    again = run_study(plan, out / "data", str(tiny_encoder), tmp_path, tmp_path / "figures")["tiny"]["hhq"]["0"]
     first = results["tiny"]["hhq"]["0"]
     assert again["sids"] == first["sids"]
     assert [row["measures"] for row in again["rows"]] == [row["measures"] for row in first["rows"]]
@@ -241,7 +254,7 @@ def test_one_seed_says_so_and_cells_keep_to_their_data(tmp_path: Path) -> None:
         ("tiny", "hhq"), ("other", "hhq"), ("other", "rq_kmeans"),
     ]  # fmt: skip
     with pytest.raises(DataError, match="the plan has no data set 'else': it has tiny"):
-        run_study(PLAN, tmp_path, "", tmp_path, only=["else"])
+        run_study(PLAN, tmp_path, "", tmp_path, tmp_path, only=["else"])
 
 
 def test_a_tuned_encoder_is_not_replaced_by_another(
@@ -249,25 +262,29 @@ def test_a_tuned_encoder_is_not_replaced_by_another(
 ) -> None:
     """Another start, or other data; the same encoder by another path is the same, and so are the figures by another."""
     results, out = study
-    shutil.copytree(out / "cells", tmp_path / "cells")
+    for name in ("cells", "figures"):
+        shutil.copytree(out / name, tmp_path / name)
     shutil.copytree(tiny_encoder, tmp_path / "start")
     shutil.copytree(out / "data", tmp_path / "data")
     monkeypatch.setattr(runner, "train", lambda *_, **__: pytest.fail("everything is done"))
     monkeypatch.chdir(tmp_path)
-    assert run_study(PLAN, Path("data"), "start", Path("cells")) == results
+    assert run_study(PLAN, Path("data"), "start", Path("cells"), Path("figures")) == results
     before = sorted(str(path) for path in (tmp_path / "cells").rglob("*"))
     for changed in (tmp_path / "start" / "config.json", tmp_path / "data" / "tiny" / "qrels" / "train.tsv"):
         kept = changed.read_text()
         changed.write_text(kept + "\n")
         with pytest.raises(DataError, match=r"tuned from another encoder, on other data .* choose another --out"):
-            run_study(PLAN, Path("data"), "start", Path("cells"), after=lambda _: pytest.fail("the page would go"))
+            run_study(
+                PLAN, Path("data"), "start", Path("cells"), Path("figures"),
+                after=lambda _: pytest.fail("the page would go"),
+            )  # fmt: skip
         changed.write_text(kept)
     assert sorted(str(path) for path in (tmp_path / "cells").rglob("*")) == before
 
 
 def test_a_missing_data_set_is_named(tiny_encoder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"tiny: no corpus\.jsonl there; the plan names the data sets tiny"):
-        run_study(PLAN, tmp_path, str(tiny_encoder), tmp_path / "cells")
+        run_study(PLAN, tmp_path, str(tiny_encoder), tmp_path / "cells", tmp_path / "figures")
 
 
 def test_results_are_plain_json(study: tuple[dict[str, Any], Path]) -> None:
