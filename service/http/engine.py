@@ -195,10 +195,13 @@ class Engine:
 
     def warm_up(self) -> None:
         """Touch every page and compile every kernel: canaries of each scoring and mode. Blocks; raises what fails."""
-        bundle, codes = self.pipeline.bundle, self.pipeline.codes
+        bundle, codes, words = self.pipeline.bundle, self.pipeline.codes, self.pipeline.words
         bundle.touch()
         if codes is not None:
             codes.warm_up()
+        if words is not None:
+            words.warm_up()
+        if codes is not None or words is not None:
             self._canary(SearchOptions(mode="hybrid"))
         first = DocumentFilter.from_positions([0], bundle.manifest.documents)
         for scoring in bundle.manifest.model.scorings:

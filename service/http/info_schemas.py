@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from service.index.manifest import Scoring
+from service.search.options import Mode
 
 
 class StoredDocument(BaseModel):
@@ -51,4 +52,6 @@ class ServiceInfo(BaseModel):
     max_query_characters: int
     max_top_k: int
     max_hamming_top_k: int
+    modes: list[Mode] = Field(description="What `mode` of a search can be with this bundle.")
+    lexical_weight: float | None = Field(None, description="Of words in `hybrid`; none where words are not indexed.")
     codes: CodesInfo | None = Field(None, description="None where the bundle has no packed codes.")

@@ -10,6 +10,7 @@ from service.http.schemas import ExplainedBeam, Explanation, Result, Scores
 from service.index.bundle import Bundle
 from service.model.encoder import Encoder
 from service.search.codes import CodeSearch
+from service.search.lexical import LexicalSearch
 from service.search.options import Answer, Hit, SearchOptions
 
 
@@ -27,6 +28,10 @@ class SearchPipeline(Protocol):
     @property
     def codes(self) -> CodeSearch | None:
         """Hamming search over the bundle's packed codes; None where it has none."""
+
+    @property
+    def words(self) -> LexicalSearch | None:
+        """Lexical search over the bundle's inverted index; None where it has none."""
 
     def search(
         self,
@@ -58,7 +63,11 @@ def explain(answer: Answer, options: SearchOptions) -> Explanation:
 def _result(hit: Hit, include: Collection[str], is_probability: bool) -> Result:
     document, whole = hit.document, "documents" in include
     has_probability = is_probability and not math.isnan(hit.beam_score)
-    scores = Scores(cosine=hit.cosine, log_probability=hit.beam_score if has_probability else None)
+    scores = Scores(
+        cosine=hit.cosine,
+        log_probability=hit.beam_score if has_probability else None,
+        lexical=None if math.isnan(hit.lexical) else hit.lexical,
+    )
     return Result(
         id=document.id,
         score=hit.score,

@@ -37,10 +37,19 @@ from service.http.shared import (
 )
 from service.index.documents import Document
 from service.search.codes import CodeSearch
-from service.search.options import SearchOptions
+from service.search.options import MODES, Mode, SearchOptions
+from service.search.pipeline import NO_CODES, NO_WORDS
 
 MAX_RESULTS = 16_384  # of a batch
 MAX_BEAMS = 16_384  # of a batch; each keeps the decoder's keys and values of its path
+UNWALKED = ("hamming", "lexical")
+NO_JOIN = f"{NO_CODES}, and {NO_WORDS}"
+IDLE: dict[str, tuple[str, ...]] = {  # fields that have nothing to act on in a mode
+    "generative": ("level", "lexical_weight"),
+    "hamming": ("beam_width", "explain", "lexical_weight", "ranking", "scoring"),
+    "lexical": ("beam_width", "explain", "level", "lexical_weight", "ranking", "scoring"),
+    "hybrid": ("ranking",),
+}
 
 search_router = APIRouter(prefix="/v1", tags=["search"])
 service_router = APIRouter(tags=["service"])
@@ -113,6 +122,8 @@ async def info(shared: FromApp) -> Response:
             max_query_characters=limits.max_query_characters,
             max_top_k=limits.max_top_k,
             max_hamming_top_k=limits.max_hamming_top_k,
+            modes=[mode for mode in MODES if _offers(shared.engine, mode)],
+            lexical_weight=None if shared.engine.pipeline.words is None else manifest.model.lexical_weight,
             codes=None if codes is None else _codes_info(codes),
         )
     )
@@ -161,24 +172,31 @@ def check_request_limits(body: SearchRequest, limits: RequestLimits) -> None:
 def check_size(wanted: Search) -> None:
     """Raise a 422 for a batch whose results, or beams, would take memory and time from everybody else."""
     queries, options = len(wanted.queries), wanted.options
-    beams = 0 if options.mode == "hamming" else options.beams(options.scoring or "")
+    beams = 0 if options.mode in UNWALKED else options.beams(options.scoring or "")
     for name, width, most in (("top_k", options.top_k, MAX_RESULTS), ("beam_width", beams, MAX_BEAMS)):
         if queries > 1 and queries * width > most:
             detail = f"is {width} for each of {queries} queries, together more than {most}: send smaller batches"
             raise invalid(f"#/{name}", detail)
 
 
+def _offers(engine: Engine, mode: Mode) -> bool:
+    codes, words = engine.pipeline.codes is not None, engine.pipeline.words is not None
+    return {"generative": True, "hamming": codes, "lexical": words, "hybrid": codes or words}[mode]
+
+
 def _check_mode(body: SearchRequest, engine: Engine) -> None:
     """Raise a 422 where the bundle cannot serve the mode, or where a field has nothing to act on in it."""
-    if body.mode == "generative":
-        if body.level is not None:
-            raise invalid("#/level", "is of packed codes, which this mode does not scan: choose mode hamming or hybrid")
-        return
-    check_level(needed_codes(engine, "#/mode"), body.level)
-    idle = ["ranking"] if body.mode == "hybrid" else ["beam_width", "explain", "ranking", "scoring"]
-    for name in idle:
-        if getattr(body, name) not in (None, False) and (name, body.ranking) != ("ranking", "cosine"):
-            raise invalid(f"#/{name}", f"does nothing in mode {body.mode}, which ranks by cosine: leave it out")
+    for name in IDLE[body.mode]:
+        cosine = name == "ranking" and body.ranking == "cosine" and body.mode in ("hamming", "hybrid")
+        if getattr(body, name) not in (None, False) and not cosine:
+            raise invalid(f"#/{name}", f"does nothing in mode {body.mode}: leave it out")
+    if body.mode == "hamming" or body.level is not None:
+        check_level(needed_codes(engine, "#/level" if body.mode == "hybrid" else "#/mode"), body.level)
+    if body.mode == "hybrid" and body.ranking == "cosine" and body.lexical_weight:
+        raise invalid("#/lexical_weight", "does nothing with ranking cosine, which leaves words out: leave out one")
+    leaves_words_out = body.mode == "hybrid" and (body.ranking == "cosine" or body.lexical_weight == 0)
+    if not _offers(engine, body.mode) or (leaves_words_out and engine.pipeline.codes is None):
+        raise invalid("#/mode", f"needs what this bundle has not: {NO_WORDS if body.mode == 'lexical' else NO_JOIN}")
 
 
 def _search_of(body: SearchRequest, engine: Engine) -> Search:
@@ -195,6 +213,7 @@ def _search_of(body: SearchRequest, engine: Engine) -> Search:
         explain=body.explain,
         mode=body.mode,
         level=body.level,
+        lexical_weight=0.0 if body.mode == "hybrid" and body.ranking == "cosine" else body.lexical_weight,
     )
     return Search(body.texts(), options, body.text_histories(), frozenset(body.include))
 

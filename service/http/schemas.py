@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from service.index.corpus import MAX_ID_CHARACTERS
 from service.index.manifest import Scoring
 from service.model.layout import Level
-from service.search.options import DEFAULT_BEAM_WIDTH, GEOMETRIC_BEAM_WIDTH, MAX_TOP_K, Mode
+from service.search.options import DEFAULT_BEAM_WIDTH, GEOMETRIC_BEAM_WIDTH, MAX_LEXICAL_WEIGHT, MAX_TOP_K, Mode
 from service.search.ranking import Ranking
 from service.search.walk import MAX_BEAM_WIDTH
 
@@ -70,6 +70,10 @@ SEARCH_EXAMPLES: Final[dict[str, Any]] = {
         "summary": "With a history, explained",
         "value": {"query": "the next one", "history": ["first item", "second item"], "explain": True},
     },
+    "hybrid": {
+        "summary": "By meaning and by words",
+        "value": {"query": "argparse add_subparsers required", "mode": "hybrid", "include": ["scores"]},
+    },
     "filter": {
         "summary": "Among some documents only",
         "value": {"query": "count things", "filter": {"ids": ["collections.Counter"]}},
@@ -113,7 +117,7 @@ class SearchRequest(Strict):
     ranking: Ranking | None = Field(
         None,
         description="Order of the results: by beam score then cosine (`lexicographic`, if left out), by cosine, or by "
-        "both added (`fused`). The modes `hamming` and `hybrid` rank by cosine.",
+        "both added (`fused`). Of `generative` only; `hybrid` takes `cosine`, which leaves words out.",
     )
     history: History | None = Field(
         None, description="Titles of the last items, oldest first, for `query`; `/info` says how many the model reads."
@@ -123,12 +127,20 @@ class SearchRequest(Strict):
     )
     include: Annotated[list[Include], Field(max_length=8)] = Field(
         default_factory=list,
-        description="Also give text and metadata (`documents`), semantic IDs (`codes`), cosine and log P (`scores`).",
+        description="Also give text and metadata (`documents`), semantic IDs (`codes`), cosine, log P and the share of "
+        "words (`scores`).",
     )
     mode: Mode = Field(
         "generative",
-        description="`generative` walks the trie of semantic IDs, `hamming` scans packed codes, `hybrid` joins what "
-        "both find. The latter two take four candidates a result by their codes and rank by cosine.",
+        description="`generative` walks the trie of semantic IDs; `hamming` scans packed codes, four candidates a "
+        "result, and ranks by cosine; `lexical` looks for the query's words (BM25 over the model's tokens); `hybrid` "
+        "joins what all that the bundle offers find, and ranks by cosine + `lexical_weight` · share of words.",
+    )
+    lexical_weight: float | None = Field(
+        None,
+        ge=0,
+        le=MAX_LEXICAL_WEIGHT,
+        description="Weight of words in `hybrid`; the model's if left out, and 0 leaves them out.",
     )
     level: Level | None = Field(
         None, description="Level of the packed codes of `hamming` and `hybrid`; the bundle's default if left out."
@@ -164,7 +176,10 @@ class Scores(BaseModel):
 
     cosine: float = Field(description="Cosine of the query's and the document's vector.")
     log_probability: float | None = Field(
-        None, description="log P of the semantic ID; `generative` only, and none if only codes found it."
+        None, description="log P of the semantic ID; scoring `generative` only, and none if no beam found it."
+    )
+    lexical: float | None = Field(
+        None, description="Share of the query's words that the document holds, each weighed by how rare it is."
     )
 
 

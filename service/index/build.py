@@ -24,11 +24,13 @@ from service.index.artefact import ArtefactError, new_artefact, publish
 from service.index.bundle import Model, open_model
 from service.index.codes import write_codes
 from service.index.documents import Document, DocumentStore, dump_metadata, write_documents, write_rows
-from service.index.manifest import BundleManifest
+from service.index.manifest import BundleManifest, LexicalSettings
+from service.index.postings import build_postings, write_postings
 from service.index.regions import build_regions
 from service.index.trie import Trie, build_trie, collision_sizes, save_trie
 from service.model.encoder import WINDOW, Encoder
 from service.model.quantizer import QuantizerError, assign_sids
+from service.model.tokens import WordTokenizer
 from service.ops.progress import progress_bar
 
 GIVEN_NORM_TOLERANCE = 1e-2  # of vectors that come from elsewhere, float16 among them; they are normalised again
@@ -43,12 +45,14 @@ class BuildOptions:
         threads: threads of the encoder; None for every CPU this process may use.
         progress: whether bars are shown on stderr.
         corpus: the corpus's name, for the manifest.
+        lexical: whether an inverted index is built.
     """
 
     replace: bool = False
     threads: int | None = None
     progress: bool = True
     corpus: str = ""
+    lexical: bool = True
 
 
 def build_bundle(
@@ -61,6 +65,7 @@ def build_bundle(
     threads: int | None = None,
     progress: bool = True,
     corpus: str = "",
+    lexical: bool = True,
 ) -> BundleManifest:
     """Index documents with a model and publish the bundle. Needs no torch.
 
@@ -75,6 +80,7 @@ def build_bundle(
         threads: threads of the encoder; None for every CPU this process may use.
         progress: whether bars are shown on stderr.
         corpus: the corpus's name, for the manifest.
+        lexical: whether an inverted index is built, for the modes `lexical` and `hybrid`.
 
     Returns:
         The bundle's manifest.
@@ -84,7 +90,7 @@ def build_bundle(
             documents, or the target cannot be written. Nothing is published then.
         CorpusError: from reading `documents`.
     """
-    options = BuildOptions(replace, threads, progress, corpus)
+    options = BuildOptions(replace, threads, progress, corpus, lexical)
     opened = open_model(model)
     with new_artefact(target, replace, "bundle") as staging:
         work = staging / "work"
@@ -114,6 +120,7 @@ def _write_index(
     ordered_ND = np.load(staging / "vectors.npy", mmap_mode="r", allow_pickle=False)
     region_count, region_rows = _write_regions(trie, ordered_ND, staging, options)
     levels = write_codes(model, ordered_ND, staging, options.progress)
+    words = _write_words(model, store, order_N, staging, options) if options.lexical else None
     return BundleManifest(
         model=model.manifest,
         documents=len(store),
@@ -122,6 +129,7 @@ def _write_index(
         regions=region_count,
         region_rows=region_rows,
         code_levels=levels,
+        lexical=words,
         corpus=options.corpus,
     )
 
@@ -223,6 +231,24 @@ def _write_regions(
     for name, array in arrays.items():
         write_array(staging / f"{name}.npy", array)
     return regions.count, len(regions.rows_RD)
+
+
+def _write_words(
+    model: Model, store: DocumentStore, order_N: NDArray[np.int64], staging: Path, options: BuildOptions
+) -> LexicalSettings:
+    """Write the inverted index over titles and texts; returns its sizes."""
+    tokenizer = WordTokenizer(model.tokenizer_file)
+
+    def rows(advance: Callable[[int], None]) -> Iterator[list[list[int]]]:
+        for window in _windows(order_N):
+            documents = store.many(window.tolist())
+            yield tokenizer.tokens([f"{document.title} {document.text}" for document in documents])
+            advance(len(window))
+
+    with progress_bar("words", len(store), quiet=not options.progress) as advance:
+        postings = build_postings(rows(advance), tokenizer.vocabulary)
+        write_postings(postings, staging)
+    return LexicalSettings(vocabulary=postings.vocabulary, postings=len(postings.document_P))
 
 
 def _copy_model(model: Model, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Opening models and bundles: verified files, memory-mapped arrays, and the checks that they belong together.
 
 Letters: N documents, D dimensions, E token dimensions, T tokens, L levels, M trie nodes, C regions, R their
-rows, W words.
+rows, W words, V tokens of the tokenizer, P postings.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from service.index.artefact import ArtefactError
 from service.index.documents import DocumentStore
 from service.index.manifest import BundleManifest, ModelManifest
+from service.index.postings import Postings
 from service.index.regions import Regions
 from service.index.trie import Trie, open_trie, verify_trie
 from service.index.verify import read_manifest, verify_files
@@ -82,6 +83,7 @@ class Bundle:
         regions: where the documents under the trie's larger nodes lie.
         documents: ids, titles, texts, metadata.
         codes: packed QAMA codes by level name, in the stored form (G, W, 32) uint64 of `service.model.packing`.
+        postings: the inverted index; None where the corpus was indexed without.
     """
 
     path: Path
@@ -92,6 +94,7 @@ class Bundle:
     regions: Regions
     documents: DocumentStore
     codes: dict[str, NDArray[Any]]
+    postings: Postings | None = None
 
     @property
     def digest(self) -> str:
@@ -103,6 +106,8 @@ class Bundle:
         trie = self.trie
         arrays = [trie.token_M, trie.lo_M, trie.child_M, trie.sids_NL, self.vectors, self.regions.rows_RD]
         arrays += [self.regions.start_C, self.regions.rest_C, self.regions.region_M, *self.codes.values()]
+        if (words := self.postings) is not None:
+            arrays += [words.start_V, words.document_P, words.worth_P]
         for array in arrays:
             data = array.ravel(order="K").view(np.uint8)
             data[::4096].max(initial=0)
@@ -142,6 +147,7 @@ def open_bundle(path: Path, verify: bool = True) -> Bundle:
         regions=_regions(path, manifest),
         codes={level: _codes(path, level, manifest) for level in manifest.code_levels},
         documents=_opened(path / "documents.sqlite", DocumentStore),
+        postings=_postings(path, manifest),
     )
     try:
         _check_sizes(bundle)
@@ -242,6 +248,20 @@ def _check_references(bundle: Bundle) -> None:
         raise ArtefactError(f"'{file}' does not divide {manifest.region_rows} rows among the regions: {REINDEX}")
     if not (regions.rest_C >= 0).all():  # a root is taken of it
         raise ArtefactError(f"'{bundle.path / 'region_rest.npy'}' holds numbers below 0: {REINDEX}")
+    if bundle.postings is not None:
+        _check_postings(bundle.path, bundle.postings, manifest.documents)
+
+
+def _check_postings(path: Path, postings: Postings, documents: int) -> None:
+    start_V, document_P = postings.start_V, postings.document_P
+    if start_V[0] != 0 or start_V[-1] != len(document_P) or (np.diff(start_V) < 0).any():
+        raise ArtefactError(
+            f"'{path / 'postings_start.npy'}' does not divide {len(document_P)} postings among the tokens: {REINDEX}"
+        )
+    lowest, highest = (int(document_P.min()), int(document_P.max())) if len(document_P) else (0, 0)
+    if lowest < 0 or highest >= documents:
+        file = path / "postings_document.npy"
+        raise ArtefactError(f"'{file}' names documents {lowest} to {highest} of {documents}: {REINDEX}")
 
 
 def _regions(path: Path, manifest: BundleManifest) -> Regions:
@@ -252,6 +272,17 @@ def _regions(path: Path, manifest: BundleManifest) -> Regions:
         start_C=_array(path / "region_start.npy", (manifest.regions + 1,), np.int64, REINDEX),
         rest_C=_array(path / "region_rest.npy", (manifest.regions,), np.float32, REINDEX),
         region_M=_array(path / "trie_region.npy", (manifest.nodes,), np.int32, REINDEX),
+    )
+
+
+def _postings(path: Path, manifest: BundleManifest) -> Postings | None:
+    """Map the three files of the inverted index, where there is one."""
+    if (sizes := manifest.lexical) is None:
+        return None
+    return Postings(
+        start_V=_array(path / "postings_start.npy", (sizes.vocabulary + 1,), np.int64, REINDEX),
+        document_P=_array(path / "postings_document.npy", (sizes.postings,), np.int32, REINDEX),
+        worth_P=_array(path / "postings_worth.npy", (sizes.postings,), np.float32, REINDEX),
     )
 
 

@@ -31,6 +31,7 @@ def index(
         Path | None, typer.Option(help=".npy of the documents' unit vectors in corpus order, instead of encoding them.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the encoder; every CPU by default.")] = None,
+    lexical: Annotated[bool, typer.Option(help="Also index the words, for the modes lexical and hybrid.")] = True,
 ) -> None:
     """Index a corpus with a model and publish the bundle. Needs no torch."""
     from service.index.build import build_bundle
@@ -39,8 +40,9 @@ def index(
 
     given = None if vectors is None else _load_vectors(vectors)
     manifest = build_bundle(
-        model, read_corpus(corpus), out, vectors=given, replace=replace, threads=threads, corpus=corpus.name
-    )
+        model, read_corpus(corpus), out, vectors=given, replace=replace, threads=threads, corpus=corpus.name,
+        lexical=lexical,
+    )  # fmt: skip
     size = human_bytes(sum(entry.bytes for entry in manifest.files.values()))
     typer.echo(
         f"{out}: {manifest.documents} documents on {manifest.distinct_sids} semantic IDs, {size}. "

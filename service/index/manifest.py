@@ -16,6 +16,7 @@ from service.model.text import TextSettings
 
 SCHEMA_VERSION: Final = 2
 MANIFEST_NAME = "manifest.json"
+DEFAULT_LEXICAL_WEIGHT: Final = 0.3  # gains with every set of models/results.md, and loses with none
 
 Scoring = Literal["generative", "geometric", "guided"]
 Normalisation = Literal["constrained", "full"]
@@ -60,6 +61,13 @@ class AdapterSettings(Frozen):
     encoder_sha256: Sha256
 
 
+class LexicalSettings(Frozen):
+    """Sizes of the inverted index: V tokens of the tokenizer, P postings."""
+
+    vocabulary: int = Field(ge=1)
+    postings: int = Field(ge=0)
+
+
 class Provenance(Frozen):
     """Where a model comes from; `inspect` prints it."""
 
@@ -89,7 +97,8 @@ class ModelManifest(Manifest):
 
     The logit of token t of level l is `token_scale[l] · hidden·tokens[t]` (`generative`) or
     `guided_scale[l] · hidden·tokens[t] + guided_weight · reach` (`guided`; reach: `service.index.regions`).
-    The `fused` score is log P + `fusion_weight` · cosine.
+    The `fused` score is log P + `fusion_weight` · cosine; that of `hybrid` is cosine + `lexical_weight` · the share of
+    the query's words that a document holds (`service.search.lexical`).
     """
 
     kind: Literal["model"] = "model"
@@ -104,6 +113,7 @@ class ModelManifest(Manifest):
     scorings: tuple[Scoring, ...] = ("geometric",)
     default_scoring: Scoring = "geometric"
     fusion_weight: Finite = 1.0
+    lexical_weight: Finite = Field(default=DEFAULT_LEXICAL_WEIGHT, ge=0)
     text: TextSettings
     precision: Literal["float32", "float16", "int8"] = "float32"
     adapter: AdapterSettings | None = None
@@ -168,6 +178,7 @@ class BundleManifest(Manifest):
     regions: int = Field(ge=0)
     region_rows: int = Field(ge=0)
     code_levels: tuple[str, ...] = ()
+    lexical: LexicalSettings | None = None
     corpus: str = ""
 
     def expected_files(self) -> frozenset[str]:
@@ -185,7 +196,8 @@ class BundleManifest(Manifest):
             "documents.sqlite",
         }
         codes = {f"codes_{level}.npy" for level in self.code_levels}
-        return frozenset(index | codes | {f"model/{name}" for name in self.model.expected_files()})
+        words = {f"postings_{part}.npy" for part in ("start", "document", "worth")} if self.lexical else set()
+        return frozenset(index | codes | words | {f"model/{name}" for name in self.model.expected_files()})
 
 
 def manifest_digest(fields: dict[str, Any]) -> str:

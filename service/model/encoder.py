@@ -33,11 +33,13 @@ class Encoded:
         memory: `memory_key_i`, `memory_value_i` (Q, H, S, Dh) float32 per decoder layer; empty where no decoder reads
             it.
         attention_mask_QS: (Q, S) int64, 1 for tokens and 0 for padding.
+        texts: what was encoded, without prefixes and histories: lexical search reads the words.
     """
 
     vectors_QD: NDArray[np.float32]
     memory: dict[str, NDArray[np.float32]]
     attention_mask_QS: NDArray[np.int64]
+    texts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.vectors_QD)
@@ -94,7 +96,7 @@ class Encoder:
         ids_QS, mask_QS = self.tokenizer.pad(self.tokenizer.queries(texts, histories))
         names = self.memory_names if memory else ()
         vectors_QD, *rest = self._run(("vector", *names), ids_QS, mask_QS)
-        return Encoded(vectors_QD, dict(zip(names, rest, strict=True)), mask_QS)
+        return Encoded(vectors_QD, dict(zip(names, rest, strict=True)), mask_QS, tuple(texts))
 
     def encode_documents(
         self, documents: Sequence[tuple[str, str]], advance: Callable[[int], None] | None = None

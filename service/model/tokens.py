@@ -30,6 +30,7 @@ class TextError(ValueError):
 
 
 PADDING_NAMES = ("[PAD]", "<pad>", "<|endoftext|>")
+UNKNOWN_NAMES = ("[UNK]", "<unk>")
 
 
 class TextTokenizer:
@@ -77,12 +78,40 @@ class TextTokenizer:
         return ids_QS, mask_QS
 
 
+class WordTokenizer:
+    """Turns texts into the tokens that lexical search counts: of the whole text, without special and unknown ones.
+
+    Threads may share one object.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._tokenizer = _read(file)
+        self._tokenizer.no_truncation()
+        unknown = (self._tokenizer.token_to_id(name) for name in UNKNOWN_NAMES)
+        self._unknown = {number for number in unknown if number is not None}
+
+    @property
+    def vocabulary(self) -> int:
+        """V: every id is below."""
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, none for a text without words that the tokenizer knows."""
+        rows = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [[number for number in row.ids if number not in self._unknown] for row in rows]
+
+
 def _load(file: Path, max_tokens: int, direction: Literal["left", "right"]) -> Tokenizer:
+    tokenizer = _read(file)
+    tokenizer.enable_truncation(max_tokens, direction=direction)
+    return tokenizer
+
+
+def _read(file: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(file.read_text("utf-8"))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise ModelError(f"'{file}' is not a tokenizer that this version of tokenizers reads: {error}") from error
-    tokenizer.enable_truncation(max_tokens, direction=direction)
     tokenizer.no_padding()
     return tokenizer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -10,9 +11,10 @@ from service.search.filters import DocumentFilter
 from service.search.ranking import RANKINGS, Ranking
 from service.search.walk import MAX_BEAM_WIDTH
 
-Mode = Literal["generative", "hamming", "hybrid"]
-MODES: tuple[str, ...] = get_args(Mode)
+Mode = Literal["generative", "hamming", "lexical", "hybrid"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 MAX_TOP_K = 1000
+MAX_LEXICAL_WEIGHT = 100.0
 DEFAULT_BEAM_WIDTH = 20
 GEOMETRIC_BEAM_WIDTH = 100  # a geometric walk runs no decoder: five times the beams cost less than one decoder step
 
@@ -26,12 +28,13 @@ class SearchOptions:
         beam_width: beams of the walk, 1 to 1,000; None for 20 (`geometric`: 100), or `top_k` where that is more: a beam
             may lead to one document only.
         scoring: `generative`, `geometric` or `guided`; None for the bundle's default.
-        ranking: `lexicographic`, `cosine` or `fused`; of `generative` only, the other modes rank by cosine.
+        ranking: `lexicographic`, `cosine` or `fused`; of `generative` only, the other modes have their own.
         explain: whether the answer carries the beams.
         eligible: the documents that may be found; None for all.
-        mode: `generative` walks the trie, `hamming` scans the packed codes, `hybrid` does both and joins what they
-            find.
+        mode: `generative` walks the trie, `hamming` scans the packed codes and ranks by cosine, `lexical` looks for the
+            query's words, `hybrid` does what the bundle can of these and ranks by cosine + weight · share of words.
         level: level of the packed codes that are scanned; None for the bundle's default.
+        lexical_weight: weight of words in `hybrid`, 0 to 100; None for the model's. At 0 they are not looked for.
 
     Raises:
         ValueError: a value is outside of its range.
@@ -45,6 +48,7 @@ class SearchOptions:
     eligible: DocumentFilter | None = None
     mode: Mode = "generative"
     level: str | None = None
+    lexical_weight: float | None = None
 
     def __post_init__(self) -> None:
         _check_range("top_k", self.top_k, MAX_TOP_K)
@@ -54,6 +58,8 @@ class SearchOptions:
             raise ValueError(f"ranking {self.ranking!r} does not exist: choose one of {', '.join(RANKINGS)}")
         if self.mode not in MODES:
             raise ValueError(f"mode {self.mode!r} does not exist: choose one of {', '.join(MODES)}")
+        if self.lexical_weight is not None and not 0 <= self.lexical_weight <= MAX_LEXICAL_WEIGHT:
+            raise ValueError(f"lexical_weight {self.lexical_weight} is not between 0 and {MAX_LEXICAL_WEIGHT:g}")
 
     def beams(self, scoring: str) -> int:
         """The beam width to walk with under a scoring."""
@@ -79,8 +85,9 @@ class Hit:
         score: what it was ranked by.
         cosine: query · document.
         beam_score: the score of the beam that led to it, with the document's cosine in the place of the node's reach
-            (`service.search.walk.Beams`); NaN for a document that no beam led to, only the Hamming scan.
+            (`service.search.walk.Beams`); NaN for a document that no beam led to.
         sid: its semantic ID, one code per level.
+        lexical: the share of the query's words that it holds; NaN where words were not looked for.
     """
 
     position: int
@@ -89,6 +96,7 @@ class Hit:
     cosine: float
     beam_score: float
     sid: tuple[int, ...]
+    lexical: float = math.nan
 
     @property
     def id(self) -> str:
@@ -121,8 +129,8 @@ class Answer:
 
     Attributes:
         hits: the documents, best first.
-        timings_seconds: `encode`, `decode` (inside the decoder), `walk` (the rest of the walk), `hamming` (in
-            the modes that scan), `rank`, `documents`; of the whole batch that the query was in.
+        timings_seconds: `encode`, `decode` (inside the decoder), `walk` (the rest of the walk), `hamming` and `lexical`
+            (in the modes that do so), `rank`, `documents`; of the whole batch that the query was in.
         beams: the walk's beams, best first, when explained.
         decoder_steps: decoder steps that this query needed; 0 under `geometric`.
     """

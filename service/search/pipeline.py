@@ -1,4 +1,4 @@
-"""A query's way: encode, walk or scan or both, rank, fetch. `Pipeline.search` reads from top to bottom.
+"""A query's way: encode; walk, scan, look for words; rank, fetch. `Pipeline.search` reads from top to bottom.
 
 Legend: Q queries, B beams, K results, E token dimensions.
 """
@@ -9,6 +9,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,8 @@ from service.model.decoder import Decoder
 from service.model.encoder import Encoded, Encoder
 from service.model.session import Device
 from service.search.codes import CodeSearch, HammingOptions, open_code_search
-from service.search.hybrid import OVERSAMPLING, join
+from service.search.hybrid import OVERSAMPLING, Positions, Words, join
+from service.search.lexical import LexicalSearch, Tokens, open_lexical_search
 from service.search.options import Answer, Beam, Hit, SearchOptions
 from service.search.ranking import Ranked, rank
 from service.search.rescoring import Neighbours
@@ -26,6 +28,17 @@ from service.search.tables import Scoring, WalkTables
 from service.search.walk import Beams, Step, walk
 
 __all__ = ["Answer", "Beam", "Hit", "Pipeline", "SearchOptions"]
+
+NO_CODES = "no packed codes: index with a model that has an adapter (recipe qama)"
+NO_WORDS = "no index of words: index again without --no-lexical"
+
+
+class Ways(NamedTuple):
+    """What a search does: walk the trie, scan packed codes, look for words."""
+
+    walk: bool
+    scan: bool
+    words: bool
 
 
 class Pipeline:
@@ -38,6 +51,7 @@ class Pipeline:
 
     Attributes:
         codes: Hamming search over the bundle's packed codes; None where it has none.
+        words: lexical search over the bundle's inverted index; None where it has none.
 
     Raises:
         ArtefactError: the bundle's adapter belongs to another encoder.
@@ -58,6 +72,7 @@ class Pipeline:
         self.decoder = Decoder(model.decoder_file, threads, device=device) if model.decoder_file else None
         self.tables = tables_of(bundle)
         self.codes = open_code_search(bundle, threads)
+        self.words = open_lexical_search(bundle)
 
     def search(
         self,
@@ -76,13 +91,14 @@ class Pipeline:
             An answer per query; none for no queries.
 
         Raises:
-            ValueError: the bundle does not offer the scoring, has no packed codes or none of that level (the message
-                says what it has), or a text cannot be encoded.
+            ValueError: the bundle does not offer the scoring or the mode, or has no packed codes of that level (the
+                message says what it has), or a text cannot be encoded.
         """
         if not queries:
             return []
         options = options or SearchOptions()
-        decodes = self.check_scoring(options.scoring) != "geometric" and options.mode != "hamming"
+        ways = self.check_mode(options)
+        decodes = self.check_scoring(options.scoring) != "geometric" and ways.walk
         clock = StageClock()
         encoded = self.encoder.encode_queries(queries, histories, memory=decodes)
         clock.lap("encode")
@@ -94,20 +110,34 @@ class Pipeline:
         Raises:
             ValueError: as `search`.
         """
-        scoring = self.check_scoring(options.scoring)
+        scoring, ways = self.check_scoring(options.scoring), self.check_mode(options)
         clock = clock or StageClock()
+        found: list[list[Positions]] = [[] for _ in range(len(encoded))]
 
         beams: Beams | None = None
-        if options.mode != "hamming":
+        if ways.walk:
             beams = self._walk(encoded, scoring, options, clock)
             clock.lap("walk")
 
-        near: list[Neighbours] | None = None
-        if options.mode != "generative":
-            near = self._scan(encoded.vectors_QD, options)
+        if ways.scan:
+            for positions, neighbours in zip(found, self._scan(encoded.vectors_QD, options), strict=True):
+                positions.append(neighbours.positions_K)
             clock.lap("hamming")
 
-        ranked = self._rank(beams, near, encoded.vectors_QD, options)
+        tokens_Q: list[Tokens] | None = None
+        if ways.words:
+            words = self.check_words()
+            tokens_Q = words.tokens(encoded.texts)
+            matches = words.search(tokens_Q, options.top_k * OVERSAMPLING, options.eligible)
+            for positions, matched in zip(found, matches, strict=True):
+                positions.append(matched.positions_K)
+            clock.lap("lexical")
+
+        walked = self._rank(beams, encoded.vectors_QD, options) if beams is not None else None
+        if walked is not None and options.mode == "generative":
+            ranked = walked
+        else:
+            ranked = self._join(walked, found, tokens_Q, encoded.vectors_QD, options)
         clock.lap("rank")
 
         hits = self._fetch(beams, ranked)
@@ -131,10 +161,34 @@ class Pipeline:
             raise ValueError(f"this bundle does not offer scoring {chosen!r}: it offers {', '.join(manifest.scorings)}")
         return chosen
 
+    def check_mode(self, options: SearchOptions) -> Ways:
+        """Return what a mode does with this bundle; raises ValueError for a mode that it cannot serve."""
+        mode, joins = options.mode, options.mode == "hybrid"
+        if mode == "hamming":
+            self.check_codes()
+        if mode == "lexical":
+            self.check_words()
+        scan = mode == "hamming" or (joins and self.codes is not None)
+        words = mode == "lexical" or (joins and self.words is not None and self.lexical_weight(options) > 0)
+        if joins and not (scan or words):
+            raise ValueError(f"this bundle has nothing to join the walk with: {NO_CODES}, and {NO_WORDS}")
+        return Ways(mode in ("generative", "hybrid"), scan, words)
+
+    def check_words(self) -> LexicalSearch:
+        """Return the search over words; raises ValueError for a bundle without an inverted index."""
+        if self.words is None:
+            raise ValueError(f"this bundle has {NO_WORDS}")
+        return self.words
+
+    def lexical_weight(self, options: SearchOptions) -> float:
+        """The weight of words in the mode `hybrid`: what is asked for, or the model's."""
+        own = self.bundle.model.manifest.lexical_weight
+        return own if options.lexical_weight is None else options.lexical_weight
+
     def check_codes(self) -> CodeSearch:
         """Return the search over packed codes; raises ValueError for a bundle without any."""
         if self.codes is None:
-            raise ValueError("this bundle has no packed codes: index with a model that has an adapter (recipe qama)")
+            raise ValueError(f"this bundle has {NO_CODES}")
         return self.codes
 
     def close(self) -> None:
@@ -164,22 +218,34 @@ class Pipeline:
         wanted = HammingOptions(options.top_k * OVERSAMPLING, options.level, eligible=options.eligible)
         return codes.nearest(codes.pack(vectors_QD, options.level), wanted)
 
-    def _rank(
+    def _rank(self, beams: Beams, vectors_QD: NDArray[np.float32], options: SearchOptions) -> Ranked:
+        """Order what the walk found; for `hybrid` more of it than is wanted, by cosine."""
+        joins = options.mode == "hybrid"
+        return rank(
+            beams,
+            "cosine" if joins else options.ranking,
+            options.top_k * OVERSAMPLING if joins else options.top_k,
+            vectors_QD,
+            self.bundle.vectors,
+            self.bundle.model.manifest.fusion_weight,
+            options.eligible,
+        )
+
+    def _join(
         self,
-        beams: Beams | None,
-        near: list[Neighbours] | None,
+        walked: Ranked | None,
+        found: Sequence[Sequence[Positions]],
+        tokens_Q: Sequence[Tokens] | None,
         vectors_QD: NDArray[np.float32],
         options: SearchOptions,
     ) -> Ranked:
-        walked: Ranked | None = None
-        if beams is not None:
-            walked = rank(
-                beams, options.ranking if near is None else "cosine", options.top_k, vectors_QD, self.bundle.vectors,
-                self.bundle.model.manifest.fusion_weight, options.eligible,
-            )  # fmt: skip
-        if walked is not None and near is None:
-            return walked
-        return join(walked, near or [], vectors_QD, self.bundle.vectors, options.top_k)
+        """Order what all ways found: by cosine, by cosine and words, or in the mode `lexical` by words alone."""
+        words: Words | None = None
+        if tokens_Q is not None:
+            cosine, share = (0.0, 1.0) if options.mode == "lexical" else (1.0, self.lexical_weight(options))
+            words = Words(self.check_words(), tokens_Q, cosine, share)
+        candidates = [np.concatenate([np.zeros(0, np.int64), *positions]) for positions in found]
+        return join(walked, candidates, vectors_QD, self.bundle.vectors, options.top_k, words)
 
     def _fetch(self, beams: Beams | None, ranked: Ranked) -> list[list[Hit]]:
         """Turn the ranked positions of all queries into hits, with one look at the documents."""
@@ -196,6 +262,7 @@ class Pipeline:
                     cosine=float(ranked.cosine_QK[row]),
                     beam_score=_beam_score(beams, query, beam, float(ranked.cosine_QK[row])),
                     sid=self._codes(position),
+                    lexical=math.nan if ranked.lexical_QK is None else float(ranked.lexical_QK[row]),
                 )
             )
         return hits

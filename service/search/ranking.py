@@ -40,6 +40,7 @@ class Ranked:
         cosine_QK: (Q, K) float32, query · document.
         beam_QK: (Q, K) int64, the beam that each was found by.
         size_Q: (Q,) int64, how many of the K columns are in use.
+        lexical_QK: (Q, K) float32, the share of the query's words; None where words were not looked for.
     """
 
     position_QK: NDArray[np.int64]
@@ -47,6 +48,7 @@ class Ranked:
     cosine_QK: NDArray[np.float32]
     beam_QK: NDArray[np.int64]
     size_Q: NDArray[np.int64]
+    lexical_QK: NDArray[np.float32] | None = None
 
 
 def rank(

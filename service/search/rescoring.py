@@ -44,7 +44,7 @@ def rescore(
         top_k: K.
     """
     cosines_C = cosines_of(found.positions_K, vector_D, vectors_ND)
-    best_K = best_by_cosine(found.positions_K, cosines_C, top_k)
+    best_K = best_by_score(found.positions_K, cosines_C, top_k)
     return Neighbours(
         found.positions_K[best_K], found.distances_K[best_K], found.similarities_K[best_K], cosines_C[best_K]
     )
@@ -62,9 +62,9 @@ def cosines_of(
     return cosines_C
 
 
-def best_by_cosine(positions_C: NDArray[np.int64], cosines_C: NDArray[np.float32], top_k: int) -> NDArray[np.int64]:
-    """Return the rows of the `top_k` greatest cosines, greatest first, ties by document order."""
-    return np.lexsort((positions_C, -cosines_C))[:top_k]
+def best_by_score(positions_C: NDArray[np.int64], scores_C: NDArray[np.floating], top_k: int) -> NDArray[np.int64]:
+    """Return the rows of the `top_k` greatest scores, greatest first, ties by document order."""
+    return np.lexsort((positions_C, -scores_C))[:top_k]
 
 
 @njit(**KERNEL)

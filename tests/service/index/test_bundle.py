@@ -87,6 +87,15 @@ BUNDLE_MISTAKES: dict[str, tuple[Spoil, str]] = {
         array("region_start.npy", lambda s: np.concatenate([s[:1], s[:1], s[2:]])),
         r"region_start\.npy' does not divide",
     ),
+    "posting starts": (array("postings_start.npy", lambda s: s[::-1].copy()), r"postings_start\.npy' does not divide"),
+    "documents of postings": (
+        array("postings_document.npy", lambda d: d + 1),
+        r"postings_document\.npy' names documents 1 to 60 of 60",
+    ),
+    "worths of postings": (
+        array("postings_worth.npy", lambda w: w[1:]),
+        r"postings_worth\.npy' holds float32 of shape",
+    ),
     "region starts": (array("region_start.npy", lambda s: s[::-1].copy()), r"region_start\.npy' does not divide"),
     "region rests": (array("region_rest.npy", lambda r: r - 1), r"region_rest\.npy' holds numbers below 0"),
     "pickle": (

@@ -1,0 +1,149 @@
+"""Lexical search: the documents that share words with a query, by BM25 over the inverted index of a bundle.
+
+Legend: Q queries, N documents, T tokens of a query, V tokens of the tokenizer, P postings, K results, C candidates.
+
+A score is the **share** of the query's words that a document holds, each weighed by how much it says: the document's
+BM25 over the most that any document could have, so between 0 and 1 whatever the query and the corpus. In the mode
+`hybrid` it is added to the cosine with a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from service.index.bundle import Bundle
+from service.index.postings import K1, Postings, idf
+from service.model.tokens import WordTokenizer
+from service.search.filters import DocumentFilter, count_eligible
+from service.search.kernel import KERNEL
+from service.search.selection import Best, new_best, offer, sort_best
+from service.search.tables import frozen
+
+Tokens = NDArray[np.int64]  # (T,) distinct, ascending
+
+
+class Matches(NamedTuple):
+    """What shares words with a query, best first, ties by document order.
+
+    Attributes:
+        positions_K: (K,) int64 document positions.
+        shares_K: (K,) float32, above 0 and at most 1.
+    """
+
+    positions_K: NDArray[np.int64]
+    shares_K: NDArray[np.float32]
+
+
+class LexicalSearch:
+    """Searches an inverted index; threads may share it.
+
+    Args:
+        postings: of the documents; memory maps will do.
+        documents: N.
+        tokenizer: the one that the postings were made with.
+    """
+
+    def __init__(self, postings: Postings, documents: int, tokenizer: WordTokenizer) -> None:
+        self.tokenizer, self.documents = tokenizer, documents
+        self._start_V, self._document_P, self._worth_P = (
+            frozen(array) for array in (postings.start_V, postings.document_P, postings.worth_P)
+        )
+        self._most_V = (K1 + 1) * idf(np.diff(postings.start_V), documents)  # what a token adds at most
+
+    def tokens(self, texts: Sequence[str]) -> list[Tokens]:
+        """Return what is looked for: each query's tokens, once, that some document holds."""
+        rows = [np.unique(np.asarray(row, np.int64)) for row in self.tokenizer.tokens(texts)]
+        return [row_T[self._start_V[row_T + 1] > self._start_V[row_T]] for row_T in rows]
+
+    def search(self, tokens_Q: Sequence[Tokens], top_k: int, eligible: DocumentFilter | None = None) -> list[Matches]:
+        """Find the documents with the greatest shares; exact.
+
+        Args:
+            tokens_Q: each query's, from `tokens`.
+            top_k: K, at least 1; fewer where fewer documents match.
+            eligible: the documents that may be found; None for all.
+        """
+        words_W = frozen(np.zeros(0, np.uint64) if eligible is None else eligible.words_W)
+        ranks_W = frozen(np.zeros(0, np.uint32) if eligible is None else eligible.ranks_W)
+        best = new_best(min(top_k, self.documents))
+        score_N, touched_N = np.zeros(self.documents, np.float32), np.empty(self.documents, np.int32)
+        found = []
+        for tokens_T in tokens_Q:
+            size = _search(
+                self._start_V, self._document_P, self._worth_P, tokens_T, words_W, ranks_W, score_N, touched_N, best
+            )
+            shares_K = (best.primary[:size] / self._most(tokens_T)).astype(np.float32)
+            found.append(Matches(best.number[:size].copy(), shares_K))
+        return found
+
+    def shares(self, tokens_T: Tokens, positions_C: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the shares (C,) float32 of some documents, 0 for one that holds no word of the query."""
+        score_C = np.zeros(len(positions_C), np.float32)
+        _look_up(self._start_V, self._document_P, self._worth_P, tokens_T, frozen(positions_C), score_C)
+        return (score_C.astype(np.float64) / self._most(tokens_T)).astype(np.float32)
+
+    def warm_up(self) -> None:
+        """Compile the kernels."""
+        nothing, somewhere = np.zeros(0, np.int64), np.zeros(1, np.int64)
+        self.search([nothing], 1)
+        self.shares(nothing, somewhere)
+
+    def _most(self, tokens_T: Tokens) -> float:
+        """The score that no document exceeds; 1 for a query without words, which finds nothing."""
+        return float(self._most_V[tokens_T].sum()) or 1.0
+
+
+def open_lexical_search(bundle: Bundle) -> LexicalSearch | None:
+    """Return the search over a bundle's words, or None for a bundle that was indexed without them."""
+    if bundle.postings is None:
+        return None
+    return LexicalSearch(bundle.postings, bundle.manifest.documents, WordTokenizer(bundle.model.tokenizer_file))
+
+
+@njit(**KERNEL)
+def _search(
+    start_V: NDArray[np.int64], document_P: NDArray[np.int32], worth_P: NDArray[np.float32],
+    tokens_T: NDArray[np.int64], words_W: NDArray[np.uint64], ranks_W: NDArray[np.uint32],
+    score_N: NDArray[np.float32], touched_N: NDArray[np.int32], best: Best,
+) -> int:  # fmt: skip
+    """Add up what matches, keep the best, leave `score_N` all zeros again; returns how many are kept."""
+    touched = 0
+    for token in tokens_T:
+        for place in range(start_V[token], start_V[token + 1]):
+            document = document_P[place]
+            if score_N[document] == 0.0:
+                touched_N[touched] = document
+                touched += 1
+            score_N[document] += worth_P[place]
+    found = np.int64(0)
+    for place in range(touched):
+        document = np.int64(touched_N[place])
+        if len(words_W) == 0 or count_eligible(words_W, ranks_W, document, document + 1) > 0:
+            found = offer(best, found, np.float64(score_N[document]), 0.0, document, -1)
+        score_N[document] = 0.0
+    sort_best(best, found)
+    return int(found)
+
+
+@njit(**KERNEL)
+def _look_up(
+    start_V: NDArray[np.int64], document_P: NDArray[np.int32], worth_P: NDArray[np.float32],
+    tokens_T: NDArray[np.int64], positions_C: NDArray[np.int64], score_C: NDArray[np.float32],
+) -> None:  # fmt: skip
+    """Add up what matches in some documents, each found among a token's postings by halving."""
+    for token in tokens_T:
+        for row in range(len(positions_C)):
+            lo, hi = start_V[token], start_V[token + 1]
+            while lo < hi:
+                middle = (lo + hi) // 2
+                if document_P[middle] < positions_C[row]:
+                    lo = middle + 1
+                else:
+                    hi = middle
+            if lo < start_V[token + 1] and document_P[lo] == positions_C[row]:
+                score_C[row] += worth_P[lo]
