@@ -16,9 +16,10 @@ class Row:
     """One system on one split.
 
     Attributes:
-        system: "BM25", "dense, bundle", "dense, untuned", "Hamming" or "walk".
+        system: "BM25", "dense, bundle", "dense, untuned", "Hamming", "walk", "lexical" or "hybrid".
         measures: every name of `MEASURES`, 0 to 1.
-        scoring, ranking: of a walk; of a Hamming search the level, and by what its results are ordered.
+        scoring, ranking: of a walk; of a Hamming search the level, and by what its results are ordered; of a hybrid
+            search its walk's scoring.
         beam: beam width of a walk.
         milliseconds: of a query within a batch: encode, decode, walk and rank (baselines: their search, BM25 with its
             indexing). A ranking that reorders the walk of the row above has none, nor the shares below.

@@ -27,7 +27,7 @@ from models.task import EncodedQueries, Settings, Task, make_task, seen_in_train
 from service.index.bundle import Bundle, open_bundle
 from service.ops.progress import progress_bar
 from service.search.codes import CodeSearch
-from service.search.pipeline import Hit, Pipeline, SearchOptions
+from service.search.pipeline import Answer, Hit, Pipeline, SearchOptions
 
 CANDIDATES = 1000  # asked of the pipeline, so that every ranking can reorder all of a walk's documents
 FREE_BATCH = 8  # queries decoded together without the trie: Q·B·T scores stay in the cache
@@ -58,6 +58,8 @@ def evaluate(
         if codes:
             rows += _hamming_rows(codes, vectors_QD, task, settings)
         rows += _walk_rows(bundle, pipeline, task, queries, settings, observe or (lambda _: None))
+        if settings.words and pipeline.words is not None:
+            rows += _word_rows(pipeline, task, queries, settings)
         free = min(settings.free_queries, len(task.ids))
         facts = (str(bundle_path), bundle.digest, data.resolve().name, settings.split)
         cascades = list(measure_cascades(codes, vectors_QD)) if codes else []
@@ -128,6 +130,37 @@ def _walk_rows(
     return sorted(rows, key=lambda row: (scorings.index(row.scoring), order[row.ranking]))
 
 
+def _word_rows(pipeline: Pipeline, task: Task, queries: EncodedQueries, settings: Settings) -> Iterator[Row]:
+    """The modes that look for words: alone, and joined with the walk by every scoring at its usual beam width."""
+    offered = pipeline.bundle.manifest.model.scorings
+    asked = [("lexical", offered[0]), *(("hybrid", scoring) for scoring in settings.scorings or offered)]
+    with progress_bar("words", len(asked) * len(task.ids)) as advance:
+        for mode, scoring in asked:
+            options = SearchOptions(top_k=DEPTH, mode=mode, scoring=scoring)  # type: ignore[arg-type]  # of a literal
+            pipeline.search(task.texts[:1], options)  # compile kernels before the clock runs
+            results: list[Result] = []
+            seconds = 0.0
+            for answers, batch_seconds in _answered(pipeline, queries, options):
+                results += [[(hit.id, hit.score) for hit in answer.hits] for answer in answers]
+                seconds += batch_seconds
+                advance(len(answers))
+            walked = (scoring, options.beams(scoring)) if mode == "hybrid" else ("", None)
+            milliseconds = 1000 * seconds / len(task.ids)
+            row = Row(mode, _measured(task, results), walked[0], "words", walked[1], milliseconds)
+            _write(row, task, results, settings)
+            yield row
+
+
+def _answered(
+    pipeline: Pipeline, queries: EncodedQueries, options: SearchOptions
+) -> Iterator[tuple[list[Answer], float]]:
+    """Answer all queries, batch by batch, with the seconds that a batch took, fetching documents left out."""
+    for encoded, encoding_seconds in queries:
+        answers = pipeline.answer(encoded, options)
+        searched = sum(time for stage, time in answers[0].timings_seconds.items() if stage != "documents")
+        yield answers, encoding_seconds + searched
+
+
 @dataclass(frozen=True, eq=False)
 class Walk:
     """All candidates of every query for one scoring and beam; seconds for all queries, fetching documents left out."""
@@ -145,11 +178,9 @@ def walk_once(
     options = SearchOptions(top_k=CANDIDATES, beam_width=beam, scoring=scoring)
     hits: list[list[Hit]] = []
     seconds = 0.0
-    for encoded, encoding_seconds in queries:
-        answers = pipeline.answer(encoded, options)
+    for answers, batch_seconds in _answered(pipeline, queries, options):
         hits += [answer.hits for answer in answers]
-        seconds += encoding_seconds
-        seconds += sum(time for stage, time in answers[0].timings_seconds.items() if stage != "documents")
+        seconds += batch_seconds
         advance(len(answers))
     return Walk(scoring, beam, hits, seconds)
 

@@ -35,6 +35,7 @@ class Settings:
         beams: beam widths.
         baselines: BM25 and exact search beside the walk.
         codes: Hamming searches, where the bundle has packed codes.
+        words: the modes `lexical` and `hybrid`, where the bundle has an index of words.
         untuned: a model folder, or a folder with docs.npy, docs.ids.txt, queries_<split>.npy and its ids.
         free_queries: decode so many queries without the trie; 0 leaves the share of valid IDs out.
         batch: queries of a call.
@@ -49,6 +50,7 @@ class Settings:
     beams: tuple[int, ...] = BEAMS
     baselines: bool = True
     codes: bool = True
+    words: bool = True
     untuned: Path | None = None
     free_queries: int = 500
     batch: int = 32

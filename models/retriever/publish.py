@@ -16,7 +16,7 @@ from models.retriever.recipe import Recipe
 from models.tensors import write_errors
 from service.index.arrays import write_array
 from service.index.artefact import new_artefact, publish
-from service.index.manifest import DecoderShape, ModelManifest, Provenance, QuantizerSettings
+from service.index.manifest import DEFAULT_LEXICAL_WEIGHT, DecoderShape, ModelManifest, Provenance, QuantizerSettings
 
 Precision = Literal["float32", "int8"]
 
@@ -29,6 +29,7 @@ def publish_model(
     data: tuple[str, ...],
     target: Path,
     precision: Precision,
+    lexical_weight: float = DEFAULT_LEXICAL_WEIGHT,
     replace: bool = True,
 ) -> ModelManifest:
     """Write one model artefact of a precision; the target appears whole or not at all."""
@@ -44,7 +45,7 @@ def publish_model(
             export_decoder(retriever.decoder, staging / "decoder.onnx", precision == "int8")
             write_array(staging / "tokens.npy", token_table(retriever))
         manifest = describe(retriever, quantizer, recipe, data, precision)
-        return publish(staging, manifest)
+        return publish(staging, manifest.model_copy(update={"lexical_weight": lexical_weight}))
 
 
 def token_table(retriever: Retriever) -> np.ndarray:

@@ -193,6 +193,7 @@ class Recipe(Table):
     notes: str = ""
     licences: tuple[str, ...] = ()
     fusion_weight: float = Field(default=20.0, ge=0)
+    lexical_weight: float | None = Field(default=None, ge=0)  # of words in `hybrid`; None: held-out queries choose
     default_scoring: Literal["generative", "geometric", "guided"] = "guided"
 
     @field_validator("quantizer")

@@ -19,13 +19,16 @@ from models.data import Dataset
 from models.quantizers.base import Quantizer, codes_to_tokens, make_quantizer
 from models.quantizers.gumbel import Gumbel
 from models.quantizers.lengths import RuledQuantizer
+from models.retriever.batches import Texts, embed
 from models.retriever.material import Material, gather
 from models.retriever.network import Decoder, DecoderShape, Encoder, Retriever, load_backbone
 from models.retriever.publish import publish_model
 from models.retriever.recipe import Recipe, RecipeError
 from models.retriever.shelf import Shelf
 from models.retriever.tree import CodeTree, build_tree
+from models.retriever.words import choose_lexical_weight
 from models.tensors import write_errors
+from service.index.manifest import DEFAULT_LEXICAL_WEIGHT
 
 console = Console(stderr=True)
 
@@ -219,15 +222,33 @@ def make_tree(run: Run) -> CodeTree:
     return build_tree(sids, vectors, sum(run.quantizer.level_sizes), run.device)
 
 
+def weigh_words(run: Run) -> float:
+    """The weight of words in `hybrid`: the recipe's, or what held-out queries choose; without any, the usual one."""
+    if run.recipe.lexical_weight is not None:
+        return run.recipe.lexical_weight
+    material = run.material
+    if not material.held_out:
+        return DEFAULT_LEXICAL_WEIGHT
+    asked = Texts([material.queries.ids[query] for query, _ in material.held_out], material.queries.pad)
+    vectors_QD = embed(run.retriever.encoder, asked, run.device, run.bf16, "held-out queries").cpu().numpy()
+    vectors_ND = (encode_documents(run) if run.vectors_ND is None else run.vectors_ND).cpu().numpy()
+    weight, gained, before = choose_lexical_weight(
+        material.documents, material.queries, material.held_out, vectors_QD, vectors_ND
+    )
+    run.log(lexical_weight=weight, hybrid_mrr=gained, exact_mrr=before)
+    return weight
+
+
 def publish_run(run: Run) -> Path:
     """Export both precisions, and the encoder if it was tuned."""
     if not run.fitted:
         fit_quantizer(run, run.vectors_ND if run.vectors_ND is not None else encode_documents(run))
+    weight = weigh_words(run)
     run.retriever.to("cpu").eval()
     state = run.quantizer.state()
     for precision, name in (("float32", "model"), ("int8", "model-int8")):
         target = run.out / name
-        publish_model(run.retriever, state, run.tokenizer, run.recipe, run.material.names, target, precision)  # type: ignore[arg-type]
+        publish_model(run.retriever, state, run.tokenizer, run.recipe, run.material.names, target, precision, weight)  # type: ignore[arg-type]
         console.print(f"model written: {target}")
     if any(stage.encoder_lr for stage in run.recipe.stage):
         save_encoder(run)

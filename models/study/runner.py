@@ -187,7 +187,9 @@ def run_cell(job: Job, folder: Path, out: Path, figures: Path, plan: Plan, devic
     model = train(recipe, [dataset], out / "run", device, shelf=shelf)
     frozen = not any(stage.encoder_lr for stage in recipe.stage)
     vectors_ND = document_vectors(model, dataset, recipe) if frozen else None
-    build_bundle(model, dataset.documents, out / "bundle", vectors=vectors_ND, progress=False, replace=True)
+    build_bundle(
+        model, dataset.documents, out / "bundle", vectors=vectors_ND, progress=False, replace=True, lexical=False
+    )
     result = measure_bundle(out / "bundle", folder, plan)
     result["fingerprint"] = job.figures
     figures.parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +218,7 @@ def document_vectors(model: Path, dataset: Dataset, recipe: Recipe) -> NDArray[n
 
 def measure_bundle(path: Path, folder: Path, plan: Plan) -> dict[str, Any]:
     """All figures of a bundle: its SIDs, retrieval by every scoring, deep measures, head and tail."""
-    settings = Settings(rankings=RANKED, beams=plan.beams, limit=plan.queries, free_queries=200)
+    settings = Settings(rankings=RANKED, beams=plan.beams, limit=plan.queries, free_queries=200, words=False)
     widest: dict[str, list[list[str]]] = {}
 
     def keep_widest(walk: Walk) -> None:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from service.index.bundle import Bundle
 from service.index.postings import K1, Postings, idf
-from service.model.tokens import WordTokenizer
 from service.search.filters import DocumentFilter, count_eligible
 from service.search.kernel import KERNEL
 from service.search.selection import Best, new_best, offer, sort_best
@@ -45,26 +44,25 @@ class LexicalSearch:
     Args:
         postings: of the documents; memory maps will do.
         documents: N.
-        tokenizer: the one that the postings were made with.
     """
 
-    def __init__(self, postings: Postings, documents: int, tokenizer: WordTokenizer) -> None:
-        self.tokenizer, self.documents = tokenizer, documents
+    def __init__(self, postings: Postings, documents: int) -> None:
+        self.documents = documents
         self._start_V, self._document_P, self._worth_P = (
             frozen(array) for array in (postings.start_V, postings.document_P, postings.worth_P)
         )
         self._most_V = (K1 + 1) * idf(np.diff(postings.start_V), documents)  # what a token adds at most
 
-    def tokens(self, texts: Sequence[str]) -> list[Tokens]:
+    def known(self, queries: Sequence[Sequence[int]]) -> list[Tokens]:
         """Return what is looked for: each query's tokens, once, that some document holds."""
-        rows = [np.unique(np.asarray(row, np.int64)) for row in self.tokenizer.tokens(texts)]
+        rows = [np.unique(np.asarray(row, np.int64)) for row in queries]
         return [row_T[self._start_V[row_T + 1] > self._start_V[row_T]] for row_T in rows]
 
     def search(self, tokens_Q: Sequence[Tokens], top_k: int, eligible: DocumentFilter | None = None) -> list[Matches]:
         """Find the documents with the greatest shares; exact.
 
         Args:
-            tokens_Q: each query's, from `tokens`.
+            tokens_Q: each query's, from `known`.
             top_k: K, at least 1; fewer where fewer documents match.
             eligible: the documents that may be found; None for all.
         """
@@ -100,9 +98,7 @@ class LexicalSearch:
 
 def open_lexical_search(bundle: Bundle) -> LexicalSearch | None:
     """Return the search over a bundle's words, or None for a bundle that was indexed without them."""
-    if bundle.postings is None:
-        return None
-    return LexicalSearch(bundle.postings, bundle.manifest.documents, WordTokenizer(bundle.model.tokenizer_file))
+    return None if bundle.postings is None else LexicalSearch(bundle.postings, bundle.manifest.documents)
 
 
 @njit(**KERNEL)

@@ -18,6 +18,7 @@ from service.index.bundle import Bundle
 from service.model.decoder import Decoder
 from service.model.encoder import Encoded, Encoder
 from service.model.session import Device
+from service.model.tokens import WordTokenizer
 from service.search.codes import CodeSearch, HammingOptions, open_code_search
 from service.search.hybrid import OVERSAMPLING, Positions, Words, join
 from service.search.lexical import LexicalSearch, Tokens, open_lexical_search
@@ -73,6 +74,7 @@ class Pipeline:
         self.tables = tables_of(bundle)
         self.codes = open_code_search(bundle, threads)
         self.words = open_lexical_search(bundle)
+        self._word_tokenizer = WordTokenizer(model.tokenizer_file)
 
     def search(
         self,
@@ -127,7 +129,7 @@ class Pipeline:
         tokens_Q: list[Tokens] | None = None
         if ways.words:
             words = self.check_words()
-            tokens_Q = words.tokens(encoded.texts)
+            tokens_Q = words.known(self._word_tokenizer.tokens(encoded.texts))
             matches = words.search(tokens_Q, options.top_k * OVERSAMPLING, options.eligible)
             for positions, matched in zip(found, matches, strict=True):
                 positions.append(matched.positions_K)

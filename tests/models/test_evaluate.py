@@ -75,6 +75,10 @@ def test_every_scoring_ranking_and_beam_has_a_row_beside_the_baselines(compared:
     expected = itertools.product(("generative", "geometric", "guided"), ("lexicographic", "cosine", "fused"), (2, 8))
     assert sorted(walks) == sorted(expected)
     assert [row.system for row in rows[:2]] == ["BM25", "dense, bundle"]
+    words = [(row.system, row.scoring, row.beam) for row in rows[-4:]]
+    assert words == [
+        ("lexical", "", None), ("hybrid", "generative", 100), ("hybrid", "geometric", 100), ("hybrid", "guided", 100),
+    ]  # fmt: skip
     assert (compared[0].documents, compared[0].queries, compared[0].free_queries) == (60, QUERIES, 5)
 
 
@@ -84,9 +88,15 @@ def test_rows_measure_what_the_pipeline_answers(
     """Each row against the pipeline asked with that very ranking, its measures worked out by hand."""
     task = make_task_of(data_folder, pipeline)
     for row in compared[0].rows:
-        if row.system != "walk":
+        if row.system not in ("walk", "lexical", "hybrid"):
             continue
-        options = SearchOptions(top_k=100, beam_width=row.beam, scoring=row.scoring, ranking=row.ranking)  # type: ignore[arg-type]
+        options = SearchOptions(
+            top_k=100,
+            beam_width=row.beam,
+            scoring=row.scoring or None,
+            ranking=row.ranking if row.system == "walk" else "cosine",  # type: ignore[arg-type]
+            mode="generative" if row.system == "walk" else row.system,  # type: ignore[arg-type]
+        )
         answers = pipeline.search(task.texts, options)
         recall, reciprocal = plain_figures([[hit.id for hit in answer.hits] for answer in answers])
         assert row.measures["R@10"] == pytest.approx(recall), row.name
@@ -229,7 +239,9 @@ def test_another_encoder_is_a_row(bundle_folder: Path, data_folder: Path, tmp_pa
 def test_a_bundle_without_decoder_is_measured_by_geometry(data_folder: Path, tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "bundle", decoder=False)
     found = evaluate(folder, data_folder, Settings(beams=(4,), baselines=False, limit=3))
-    assert {(row.system, row.scoring) for row in found.rows} == {("walk", "geometric")}
+    assert {(row.system, row.scoring) for row in found.rows} == {
+        ("walk", "geometric"), ("lexical", ""), ("hybrid", "geometric"),
+    }  # fmt: skip
     assert found.queries == 3
 
 
@@ -296,8 +308,8 @@ def test_rhumb_evaluate_prints_the_table_and_writes_files(
     assert result.exit_code == 0, result.output
     for expected in ("BM25", "dense, bundle", "geometric", "nDCG@10"):
         assert expected in result.stdout
-    assert len(json.loads((tmp_path / "r.json").read_text())["rows"]) == 3
-    assert (tmp_path / "r.md").read_text().count("\n| ") == 5
+    assert len(json.loads((tmp_path / "r.json").read_text())["rows"]) == 5
+    assert (tmp_path / "r.md").read_text().count("\n| ") == 7
     assert len(list((tmp_path / "runs").iterdir())) == 3
 
 

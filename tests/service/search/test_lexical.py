@@ -68,14 +68,15 @@ def plain_shares(rows: list[list[int]], query: set[int]) -> list[float]:
     data=st.data(),
 )
 def test_search_finds_the_greatest_shares(
-    tokenizer: WordTokenizer, rows: list[list[int]], queries: list[set[int]], top_k: int, data: st.DataObject
+    rows: list[list[int]], queries: list[set[int]], top_k: int, data: st.DataObject
 ) -> None:
     """The queries of a batch share their scratch memory: none sees another's scores."""
-    search = LexicalSearch(build_postings([rows], VOCABULARY), len(rows), tokenizer)
+    search = LexicalSearch(build_postings([rows], VOCABULARY), len(rows))
     chosen = data.draw(st.none() | st.sets(st.integers(0, len(rows) - 1), min_size=1))
     eligible = None if chosen is None else DocumentFilter.from_positions(sorted(chosen), len(rows))
-    tokens_Q = [np.array(sorted(query), np.int64) for query in queries]
-    known_Q = [row_T[[any(token in row for row in rows) for token in row_T]] for row_T in tokens_Q]
+    known_Q = search.known([sorted(query) * 2 for query in queries])
+    for tokens_T, query in zip(known_Q, queries, strict=True):
+        assert tokens_T.tolist() == sorted(token for token in query if any(token in row for row in rows))
     for tokens_T, query, found in zip(known_Q, queries, search.search(known_Q, top_k, eligible), strict=True):
         shares_N = search.shares(tokens_T, np.arange(len(rows)))
         assert shares_N == pytest.approx(plain_shares(rows, query), abs=1e-6)
@@ -85,9 +86,9 @@ def test_search_finds_the_greatest_shares(
         assert (shares_N <= 1).all()
 
 
-def test_threads_share_it(pipeline: Pipeline) -> None:
+def test_threads_share_it(pipeline: Pipeline, tokenizer: WordTokenizer) -> None:
     words = pipeline.check_words()
-    tokens_Q = words.tokens(QUERIES) * 20
+    tokens_Q = words.known(tokenizer.tokens(QUERIES)) * 20
     alone = [found.positions_K.tolist() for found in words.search(tokens_Q, 7)]
     with ThreadPoolExecutor(4) as pool:
         for together in pool.map(lambda _: words.search(tokens_Q, 7), range(16)):
@@ -95,8 +96,8 @@ def test_threads_share_it(pipeline: Pipeline) -> None:
 
 
 def shares_of(pipeline: Pipeline, query: str) -> np.ndarray:
-    words = pipeline.check_words()
-    return words.shares(words.tokens([query])[0], np.arange(DOCUMENTS))
+    words, tokenizer = pipeline.check_words(), WordTokenizer(pipeline.bundle.model.tokenizer_file)
+    return words.shares(words.known(tokenizer.tokens([query]))[0], np.arange(DOCUMENTS))
 
 
 @pytest.mark.parametrize("chosen", [None, [1, 2, 30, 31, 44, 58]])
