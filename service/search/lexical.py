@@ -23,7 +23,10 @@ from service.search.kernel import KERNEL
 from service.search.selection import Best, new_best, offer, sort_best
 from service.search.tables import frozen
 
-Tokens = NDArray[np.int64]  # (T,) distinct, ascending
+Tokens = NDArray[np.int64]  # (T,) distinct, what can add most first
+
+_ROUNDING = 1.0001  # bounds are kept above what sums in single precision can come to
+_LOOK_UP_COST = 16  # of a document among a token's postings, in postings read one after the other
 
 
 class Matches(NamedTuple):
@@ -54,9 +57,10 @@ class LexicalSearch:
         self._most_V = (K1 + 1) * idf(np.diff(postings.start_V), documents)  # what a token adds at most
 
     def known(self, queries: Sequence[Sequence[int]]) -> list[Tokens]:
-        """Return what is looked for: each query's tokens, once, that some document holds."""
+        """Return what is looked for: each query's tokens, once, that some document holds, the rarest first."""
         rows = [np.unique(np.asarray(row, np.int64)) for row in queries]
-        return [row_T[self._start_V[row_T + 1] > self._start_V[row_T]] for row_T in rows]
+        held = [row_T[self._start_V[row_T + 1] > self._start_V[row_T]] for row_T in rows]
+        return [row_T[np.argsort(-self._most_V[row_T], kind="stable")] for row_T in held]
 
     def search(self, tokens_Q: Sequence[Tokens], top_k: int, eligible: DocumentFilter | None = None) -> list[Matches]:
         """Find the documents with the greatest shares; exact.
@@ -72,9 +76,11 @@ class LexicalSearch:
         score_N, touched_N = np.zeros(self.documents, np.float32), np.empty(self.documents, np.int32)
         found = []
         for tokens_T in tokens_Q:
+            left_T = np.append(np.cumsum(self._most_V[tokens_T][::-1])[::-1], 0.0)
             size = _search(
-                self._start_V, self._document_P, self._worth_P, tokens_T, words_W, ranks_W, score_N, touched_N, best
-            )
+                self._start_V, self._document_P, self._worth_P, tokens_T, left_T, words_W, ranks_W, score_N, touched_N,
+                best,
+            )  # fmt: skip
             shares_K = (best.primary[:size] / self._most(tokens_T)).astype(np.float32)
             found.append(Matches(best.number[:size].copy(), shares_K))
         return found
@@ -104,26 +110,81 @@ def open_lexical_search(bundle: Bundle) -> LexicalSearch | None:
 @njit(**KERNEL)
 def _search(
     start_V: NDArray[np.int64], document_P: NDArray[np.int32], worth_P: NDArray[np.float32],
-    tokens_T: NDArray[np.int64], words_W: NDArray[np.uint64], ranks_W: NDArray[np.uint32],
+    tokens_T: NDArray[np.int64], left_T: NDArray[np.float64], words_W: NDArray[np.uint64], ranks_W: NDArray[np.uint32],
     score_N: NDArray[np.float32], touched_N: NDArray[np.int32], best: Best,
 ) -> int:  # fmt: skip
-    """Add up what matches, keep the best, leave `score_N` all zeros again; returns how many are kept."""
-    touched = 0
-    for token in tokens_T:
-        for place in range(start_V[token], start_V[token + 1]):
-            document = document_P[place]
+    """Keep the best, leave `score_N` all zeros again; returns how many are kept.
+
+    Tokens come by what they can add, the most first. As soon as what is left cannot lift a document from nothing among
+    the best, only documents that were met can still be (MaxScore: Turtle and Flood 1995): lists of common words are the
+    longest, and are hardly read.
+    """
+    touched, threshold, place = 0, 0.0, 0
+    while place < len(tokens_T) and left_T[place] * _ROUNDING >= threshold:
+        for at in range(start_V[tokens_T[place]], start_V[tokens_T[place] + 1]):
+            document = np.int64(document_P[at])
             if score_N[document] == 0.0:
+                if len(words_W) > 0 and count_eligible(words_W, ranks_W, document, document + 1) == 0:
+                    continue
                 touched_N[touched] = document
                 touched += 1
-            score_N[document] += worth_P[place]
+            score_N[document] += worth_P[at]
+        place += 1
+        if touched >= len(best.primary) and left_T[0] - left_T[place] > left_T[place]:
+            threshold = _worst_of_best(score_N, touched_N, touched, best)
+    touched = _drop_hopeless(score_N, touched_N, touched, threshold - left_T[place] * _ROUNDING)
+    for rest in range(place, len(tokens_T)):
+        _add_to_touched(start_V, document_P, worth_P, tokens_T[rest], score_N, touched_N, touched)
     found = np.int64(0)
-    for place in range(touched):
-        document = np.int64(touched_N[place])
-        if len(words_W) == 0 or count_eligible(words_W, ranks_W, document, document + 1) > 0:
-            found = offer(best, found, np.float64(score_N[document]), 0.0, document, -1)
+    for row in range(touched):
+        document = np.int64(touched_N[row])
+        found = offer(best, found, np.float64(score_N[document]), 0.0, document, -1)
         score_N[document] = 0.0
     sort_best(best, found)
     return int(found)
+
+
+@njit(**KERNEL)
+def _worst_of_best(
+    score_N: NDArray[np.float32], touched_N: NDArray[np.int32], touched: int, best: Best
+) -> float:  # fmt: skip
+    """The score, so far, that a document has to reach to be among the K best."""
+    found = np.int64(0)
+    for row in range(touched):
+        document = np.int64(touched_N[row])
+        found = offer(best, found, np.float64(score_N[document]), 0.0, document, -1)
+    return float(best.primary[0])
+
+
+@njit(**KERNEL)
+def _drop_hopeless(score_N: NDArray[np.float32], touched_N: NDArray[np.int32], touched: int, least: float) -> int:
+    """Forget documents whose score is below `least`; returns how many are left."""
+    kept = 0
+    for row in range(touched):
+        document = touched_N[row]
+        if score_N[document] >= least:
+            touched_N[kept] = document
+            kept += 1
+        else:
+            score_N[document] = 0.0
+    return kept
+
+
+@njit(**KERNEL)
+def _add_to_touched(
+    start_V: NDArray[np.int64], document_P: NDArray[np.int32], worth_P: NDArray[np.float32],
+    token: int, score_N: NDArray[np.float32], touched_N: NDArray[np.int32], touched: int,
+) -> None:  # fmt: skip
+    """Add a token to the documents that were met: by looking each up, or by reading the list, whichever is shorter."""
+    lo, hi = start_V[token], start_V[token + 1]
+    if touched * _LOOK_UP_COST < hi - lo:
+        for row in range(touched):
+            document = touched_N[row]
+            score_N[document] += _worth(document_P, worth_P, lo, hi, document)
+    else:
+        for at in range(lo, hi):
+            if score_N[document_P[at]] > 0.0:
+                score_N[document_P[at]] += worth_P[at]
 
 
 @njit(**KERNEL)
@@ -131,15 +192,22 @@ def _look_up(
     start_V: NDArray[np.int64], document_P: NDArray[np.int32], worth_P: NDArray[np.float32],
     tokens_T: NDArray[np.int64], positions_C: NDArray[np.int64], score_C: NDArray[np.float32],
 ) -> None:  # fmt: skip
-    """Add up what matches in some documents, each found among a token's postings by halving."""
+    """Add up what matches in some documents, in the order of `_search`, so that sums agree to the last bit."""
     for token in tokens_T:
         for row in range(len(positions_C)):
-            lo, hi = start_V[token], start_V[token + 1]
-            while lo < hi:
-                middle = (lo + hi) // 2
-                if document_P[middle] < positions_C[row]:
-                    lo = middle + 1
-                else:
-                    hi = middle
-            if lo < start_V[token + 1] and document_P[lo] == positions_C[row]:
-                score_C[row] += worth_P[lo]
+            score_C[row] += _worth(document_P, worth_P, start_V[token], start_V[token + 1], positions_C[row])
+
+
+@njit(**KERNEL)
+def _worth(
+    document_P: NDArray[np.int32], worth_P: NDArray[np.float32], first: int, last: int, document: int
+) -> np.float32:  # fmt: skip
+    """What a token adds to a document, found among its postings by halving; 0 where it does not stand."""
+    lo, hi = first, last
+    while lo < hi:
+        middle = (lo + hi) // 2
+        if document_P[middle] < document:
+            lo = middle + 1
+        else:
+            hi = middle
+    return worth_P[lo] if lo < last and document_P[lo] == document else np.float32(0.0)

@@ -18,7 +18,7 @@ from service.index.build import build_bundle
 from service.index.bundle import open_bundle
 from service.index.postings import build_postings
 from service.model.tokens import WordTokenizer
-from service.search.filters import DocumentFilter
+from service.search.filters import DocumentFilter, count_eligible
 from service.search.lexical import LexicalSearch
 from service.search.pipeline import Pipeline, SearchOptions
 from tests.tiny import make_bundle, make_documents, make_model
@@ -76,7 +76,7 @@ def test_search_finds_the_greatest_shares(
     eligible = None if chosen is None else DocumentFilter.from_positions(sorted(chosen), len(rows))
     known_Q = search.known([sorted(query) * 2 for query in queries])
     for tokens_T, query in zip(known_Q, queries, strict=True):
-        assert tokens_T.tolist() == sorted(token for token in query if any(token in row for row in rows))
+        assert sorted(tokens_T.tolist()) == sorted(token for token in query if any(token in row for row in rows))
     for tokens_T, query, found in zip(known_Q, queries, search.search(known_Q, top_k, eligible), strict=True):
         shares_N = search.shares(tokens_T, np.arange(len(rows)))
         assert shares_N == pytest.approx(plain_shares(rows, query), abs=1e-6)
@@ -84,6 +84,28 @@ def test_search_finds_the_greatest_shares(
         assert found.positions_K.tolist() == sorted(matching, key=lambda n: (-shares_N[n], n))[:top_k]
         assert found.shares_K.tolist() == shares_N[found.positions_K].tolist(), "to the last bit"
         assert (shares_N <= 1).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("top_k", [1, 3, 40])
+def test_lists_of_common_words_are_cut_short_and_nothing_is_lost(seed: int, top_k: int) -> None:
+    """Words as frequent as in a language: rare ones decide, common ones stand in most of the documents."""
+    rng = np.random.default_rng(seed)
+    frequency = 1 / np.arange(1, 301)
+    rows = [
+        rng.choice(300, size=int(size), p=frequency / frequency.sum()).tolist() for size in rng.integers(1, 40, 700)
+    ]
+    search = LexicalSearch(build_postings([rows], 300), len(rows))
+    eligible = DocumentFilter.from_positions(np.flatnonzero(rng.random(len(rows)) < 0.5), len(rows))
+    queries = search.known([rng.choice(300, size=6, p=frequency / frequency.sum()).tolist() for _ in range(40)])
+    for allowed in (None, eligible):
+        for tokens_T, found in zip(queries, search.search(queries, top_k, allowed), strict=True):
+            shares_N = search.shares(tokens_T, np.arange(len(rows)))
+            best = sorted(np.flatnonzero(shares_N), key=lambda n: (-shares_N[n], n))
+            if allowed is not None:
+                best = [n for n in best if count_eligible(allowed.words_W, allowed.ranks_W, n, n + 1)]
+            assert found.positions_K.tolist() == best[:top_k]
+            assert found.shares_K.tolist() == shares_N[best[:top_k]].tolist()
 
 
 def test_threads_share_it(pipeline: Pipeline, tokenizer: WordTokenizer) -> None:
