@@ -310,7 +310,7 @@ def test_rhumb_evaluate_prints_the_table_and_writes_files(
         assert expected in result.stdout
     assert len(json.loads((tmp_path / "r.json").read_text())["rows"]) == 5
     assert (tmp_path / "r.md").read_text().count("\n| ") == 7
-    assert len(list((tmp_path / "runs").iterdir())) == 3
+    assert len(list((tmp_path / "runs").iterdir())) == 5
 
 
 def test_rhumb_report_prints_json_and_picture(commands: Typer, bundle_folder: Path, tmp_path: Path) -> None:

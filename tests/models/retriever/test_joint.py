@@ -222,7 +222,10 @@ def test_dgi_learns_logs_and_answers(trained: Path, tiny_data: Path, tmp_path: P
     assert all(
         0 < gradients[f"gradient_{group}"] <= gradients[f"gradient_{group}_max"] for group in ("encoder", "quantizer")
     )
-    assert rows[-1].keys() == {"stage", "generative_mrr"}
+    assert rows[-2].keys() == {"stage", "generative_mrr"}
+    assert rows[-1].keys() == {"lexical_weight", "hybrid_mrr", "exact_mrr"}
+    for model in ("model", "model-int8"):
+        assert open_model(trained / model).manifest.lexical_weight == rows[-1]["lexical_weight"]
     assert np.mean(answers_of(trained / "model", tiny_data, tmp_path / "bundle")) > 0.5
 
 

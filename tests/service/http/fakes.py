@@ -70,8 +70,8 @@ class FakePipeline:
 
     def __init__(self, documents: Sequence[Document] = DOCUMENTS) -> None:
         self.bundle = cast("Any", FakeBundle(documents))
-        self.codes = None
-        self.words = None
+        self.codes: Any = None
+        self.words: Any = None
         self.searches: list[tuple[list[str], SearchOptions, Any]] = []
         self.may_go = threading.Event()
         self.may_go.set()

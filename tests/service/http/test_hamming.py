@@ -291,7 +291,12 @@ def test_bundle_without_codes_says_so(tmp_path: Path) -> None:
         assert "codes" not in client.get("/info").json()
         remedy = "needs packed codes, and this bundle has none: index with a model that has an adapter (recipe qama)"
         assert refusal(client, {"query": "a"}) == ("#", remedy)
-        assert refusal(client, {"query": "a", "mode": "hybrid"}, "/v1/search") == ("#/mode", remedy)
+        assert refusal(client, {"query": "a", "mode": "hamming"}, "/v1/search") == ("#/mode", remedy)
+        pointer, detail = refusal(client, {"query": "a", "mode": "hybrid"}, "/v1/search")
+        assert pointer == "#/mode"
+        assert "(recipe qama), and no index of words: index again without --no-lexical" in detail
+        pointer, detail = refusal(client, {"query": "a", "mode": "lexical"}, "/v1/search")
+        assert (pointer, "index again without --no-lexical" in detail) == ("#/mode", True)
         assert refusal(client, {"input": "a", "model": "x", "encoding_format": "ubinary"}, "/v1/embeddings") == (
             "#/encoding_format",
             remedy,
