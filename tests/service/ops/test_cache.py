@@ -86,7 +86,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
         yield server
 
 
-def connect(url: str, ttl_seconds: float = 60, timeout_seconds: float = 0.5) -> RedisCache:
+def connect(url: str, ttl_seconds: float = 60, timeout_seconds: float = 3.0) -> RedisCache:
     """A generous time-out for what must succeed on a busy machine; the failure tests use the real one."""
     return RedisCache(url, timeout_seconds=timeout_seconds, connections=4, ttl_seconds=ttl_seconds)
 
