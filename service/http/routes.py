@@ -209,7 +209,7 @@ def _search_of(body: SearchRequest, engine: Engine) -> Search:
         top_k=body.top_k,
         beam_width=body.beam_width,
         scoring=scoring,
-        ranking=(body.ranking or "lexicographic") if body.mode == "generative" else "cosine",
+        ranking=(body.ranking or "lexicographic") if body.mode in ("generative", "hybrid") else "cosine",
         explain=body.explain,
         mode=body.mode,
         level=body.level,

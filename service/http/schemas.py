@@ -117,7 +117,7 @@ class SearchRequest(Strict):
     ranking: Ranking | None = Field(
         None,
         description="Order of the results: by beam score then cosine (`lexicographic`, if left out), by cosine, or by "
-        "both added (`fused`). Of `generative` only; `hybrid` takes `cosine`, which leaves words out.",
+        "both added (`fused`). Of `generative` only; `hybrid` takes `cosine`, which leaves words and decoder out.",
     )
     history: History | None = Field(
         None, description="Titles of the last items, oldest first, for `query`; `/info` says how many the model reads."
@@ -134,7 +134,8 @@ class SearchRequest(Strict):
         "generative",
         description="`generative` walks the trie of semantic IDs; `hamming` scans packed codes, four candidates a "
         "result, and ranks by cosine; `lexical` looks for the query's words (BM25 over the model's tokens); `hybrid` "
-        "joins what all that the bundle offers find, and ranks by cosine + `lexical_weight` · share of words.",
+        "joins what all that the bundle offers find, and ranks by cosine (with scoring `guided` also by what the "
+        "decoder made of it) + `lexical_weight` · share of words.",
     )
     lexical_weight: float | None = Field(
         None,

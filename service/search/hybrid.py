@@ -35,9 +35,10 @@ def join(
     vectors_QD: NDArray[np.float32],
     vectors_ND: NDArray[np.float32],
     top_k: int,
+    said_QB: NDArray[np.float64] | None = None,
     words: Words | None = None,
 ) -> Ranked:
-    """Rank the union of all ways' candidates by cosine, or by cosine and words, ties by document order.
+    """Rank the union of all ways' candidates by cosine + what the decoder said + words, ties by document order.
 
     Args:
         walked: the walk's documents; None where nothing was walked.
@@ -45,6 +46,8 @@ def join(
         vectors_QD: (Q, D) float32 unit vectors of the queries.
         vectors_ND: (N, D) float32 unit vectors of the documents; may be a memory map.
         top_k: K.
+        said_QB: what the decoder made of each beam of the walk, added to the cosine; a document that the walk did not
+            find has the least that it said of the query's candidates. None leaves it out.
         words: score by weight · cosine + weight · share of words; None by cosine alone.
 
     Returns:
@@ -63,6 +66,8 @@ def join(
         positions_C, beams_C = _union(walked, query, others_C)
         cosines_C = cosines_of(positions_C, vectors_QD[query], vectors_ND)
         scores_C = cosines_C.astype(np.float64)
+        if said_QB is not None:
+            scores_C += _said(said_QB[query], beams_C)
         if words is not None:
             shares_C = words.search.shares(words.tokens_Q[query], positions_C)
             scores_C = words.cosine_weight * scores_C + words.share_weight * shares_C.astype(np.float64)
@@ -74,6 +79,12 @@ def join(
         if joined.lexical_QK is not None:
             joined.lexical_QK[used] = shares_C[best_K]
     return joined
+
+
+def _said(said_B: NDArray[np.float64], beams_C: Positions) -> NDArray[np.float64]:
+    walked_C = beams_C >= 0
+    said_C = said_B[beams_C]
+    return np.where(walked_C, said_C, said_C[walked_C].min(initial=np.inf) if walked_C.any() else 0.0)
 
 
 def _union(walked: Ranked | None, query: int, others_C: Positions) -> tuple[Positions, Positions]:

@@ -28,11 +28,13 @@ class SearchOptions:
         beam_width: beams of the walk, 1 to 1,000; None for 20 (`geometric`: 100), or `top_k` where that is more: a beam
             may lead to one document only.
         scoring: `generative`, `geometric` or `guided`; None for the bundle's default.
-        ranking: `lexicographic`, `cosine` or `fused`; of `generative` only, the other modes have their own.
+        ranking: `lexicographic`, `cosine` or `fused`; of `generative` only, the other modes have their own. `hybrid` leaves
+            the decoder out with `cosine`.
         explain: whether the answer carries the beams.
         eligible: the documents that may be found; None for all.
         mode: `generative` walks the trie, `hamming` scans the packed codes and ranks by cosine, `lexical` looks for the
-            query's words, `hybrid` does what the bundle can of these and ranks by cosine + weight · share of words.
+            query's words, `hybrid` does what the bundle can of these and ranks by cosine, by the decoder (scoring
+            `guided`) and by words.
         level: level of the packed codes that are scanned; None for the bundle's default.
         lexical_weight: weight of words in `hybrid`, 0 to 100; None for the model's. At 0 they are not looked for.
 

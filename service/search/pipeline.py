@@ -135,11 +135,12 @@ class Pipeline:
                 positions.append(matched.positions_K)
             clock.lap("lexical")
 
-        walked = self._rank(beams, encoded.vectors_QD, options) if beams is not None else None
+        said_QB = said_by_decoder(beams, options) if beams is not None and scoring == "guided" else None
+        walked = self._rank(beams, encoded.vectors_QD, options, said_QB is None) if beams is not None else None
         if walked is not None and options.mode == "generative":
             ranked = walked
         else:
-            ranked = self._join(walked, found, tokens_Q, encoded.vectors_QD, options)
+            ranked = self._join(walked, said_QB, found, tokens_Q, encoded.vectors_QD, options)
         clock.lap("rank")
 
         hits = self._fetch(beams, ranked)
@@ -220,12 +221,12 @@ class Pipeline:
         wanted = HammingOptions(options.top_k * OVERSAMPLING, options.level, eligible=options.eligible)
         return codes.nearest(codes.pack(vectors_QD, options.level), wanted)
 
-    def _rank(self, beams: Beams, vectors_QD: NDArray[np.float32], options: SearchOptions) -> Ranked:
-        """Order what the walk found; for `hybrid` more of it than is wanted, by cosine."""
+    def _rank(self, beams: Beams, vectors_QD: NDArray[np.float32], options: SearchOptions, by_cosine: bool) -> Ranked:
+        """Order what the walk found; for `hybrid` more of it than is wanted, by what that will rank by."""
         joins = options.mode == "hybrid"
         return rank(
             beams,
-            "cosine" if joins else options.ranking,
+            "cosine" if joins and by_cosine else options.ranking,
             options.top_k * OVERSAMPLING if joins else options.top_k,
             vectors_QD,
             self.bundle.vectors,
@@ -236,18 +237,19 @@ class Pipeline:
     def _join(
         self,
         walked: Ranked | None,
+        said_QB: NDArray[np.float64] | None,
         found: Sequence[Sequence[Positions]],
         tokens_Q: Sequence[Tokens] | None,
         vectors_QD: NDArray[np.float32],
         options: SearchOptions,
     ) -> Ranked:
-        """Order what all ways found: by cosine, by cosine and words, or in the mode `lexical` by words alone."""
+        """Order what all ways found: by cosine, decoder and words; in the mode `lexical` by words alone."""
         words: Words | None = None
         if tokens_Q is not None:
             cosine, share = (0.0, 1.0) if options.mode == "lexical" else (1.0, self.lexical_weight(options))
             words = Words(self.check_words(), tokens_Q, cosine, share)
         candidates = [np.concatenate([np.zeros(0, np.int64), *positions]) for positions in found]
-        return join(walked, candidates, vectors_QD, self.bundle.vectors, options.top_k, words)
+        return join(walked, candidates, vectors_QD, self.bundle.vectors, options.top_k, said_QB, words)
 
     def _fetch(self, beams: Beams | None, ranked: Ranked) -> list[list[Hit]]:
         """Turn the ranked positions of all queries into hits, with one look at the documents."""
@@ -284,6 +286,14 @@ class Pipeline:
     def _codes(self, position: int) -> tuple[int, ...]:
         """Return a document's semantic ID as codes per level."""
         return codes_by_level(self.bundle.trie.sid(position), self.tables.level_offsets)
+
+
+def said_by_decoder(beams: Beams, options: SearchOptions) -> NDArray[np.float64] | None:
+    """What the decoder changed of each beam of a guided walk (Q, B), as a cosine; None where it does not count."""
+    if options.mode != "hybrid" or options.ranking == "cosine" or not beams.weight:
+        return None
+    said_QB: NDArray[np.float64] = (beams.score_QB - beams.geometry_QB) / beams.weight
+    return said_QB
 
 
 def _beam_score(beams: Beams | None, query: int, beam: int, cosine: float) -> float:

@@ -151,7 +151,9 @@ def test_modes_rank_the_union_of_candidates_by_cosine(
 ) -> None:
     eligible = None if chosen is None else DocumentFilter.from_positions(chosen, DOCUMENTS)
     common: dict[str, Any] = {"top_k": 4, "beam_width": 2, "scoring": scoring, "eligible": eligible}
-    found = pipeline.search(QUERIES, SearchOptions(**common, mode=mode, level="2", lexical_weight=0.0))
+    found = pipeline.search(
+        QUERIES, SearchOptions(**common, mode=mode, level="2", lexical_weight=0.0, ranking="cosine")
+    )
     walked = pipeline.search(QUERIES, SearchOptions(**{**common, "top_k": 16}, ranking="cosine"))
     differs = False
     for query, answer in enumerate(found):

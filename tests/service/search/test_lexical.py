@@ -142,8 +142,9 @@ def test_lexical_ranks_by_words_alone(pipeline: Pipeline, chosen: list[int] | No
 
 @pytest.mark.parametrize("weight", [None, 0.0, 0.2, 5.0])
 @pytest.mark.parametrize("codes", [True, False])
-def test_hybrid_ranks_by_cosine_and_words(
-    pipeline: Pipeline, weight: float | None, codes: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("scoring", ["guided", "geometric", "generative"])
+def test_hybrid_ranks_by_cosine_decoder_and_words(
+    pipeline: Pipeline, weight: float | None, codes: bool, scoring: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Asked for so many results that all documents are candidates, it is an exact search by the sum."""
     if not codes:
@@ -152,12 +153,17 @@ def test_hybrid_ranks_by_cosine_and_words(
         with pytest.raises(ValueError, match=r"nothing to join the walk with: no packed codes.* and no index of words"):
             pipeline.search(QUERIES, SearchOptions(mode="hybrid", lexical_weight=0.0))
         return
-    options = SearchOptions(DOCUMENTS, 200, mode="hybrid", lexical_weight=weight)
+    options = SearchOptions(DOCUMENTS, 200, scoring=scoring, mode="hybrid", lexical_weight=weight)  # type: ignore[arg-type]
+    model = pipeline.bundle.model.manifest
     vectors_QD = pipeline.encoder.encode_queries(QUERIES).vectors_QD.astype(np.float64)
+    walks = pipeline.search(QUERIES, SearchOptions(DOCUMENTS, 200, scoring=scoring))
     for query, answer in enumerate(pipeline.search(QUERIES, options)):
         cosines_N = vectors_QD[query] @ np.asarray(pipeline.bundle.vectors, np.float64).T
         shares_N = shares_of(pipeline, QUERIES[query])
         scores_N = cosines_N + (0.3 if weight is None else weight) * shares_N
+        if scoring == "guided":
+            for hit in walks[query].hits:
+                scores_N[hit.position] += hit.beam_score / model.guided_weight - cosines_N[hit.position]
         found = [hit.position for hit in answer.hits]
         assert sorted(found) == list(range(DOCUMENTS))
         assert np.all(np.diff(scores_N[found]) < 1e-6)
@@ -167,6 +173,20 @@ def test_hybrid_ranks_by_cosine_and_words(
             assert math.isnan(hit.lexical) if weight == 0 else hit.lexical == pytest.approx(shares_N[hit.position])
         assert ("lexical" in answer.timings_seconds) is (weight != 0)
         assert ("hamming" in answer.timings_seconds) is codes
+
+
+def test_what_the_walk_did_not_find_has_the_least_that_the_decoder_said(pipeline: Pipeline) -> None:
+    options: dict[str, Any] = {"top_k": 20, "beam_width": 2, "scoring": "guided"}
+    (walked,), (joined,) = (
+        pipeline.search(QUERIES[:1], SearchOptions(**options, mode=mode, lexical_weight=weight))
+        for mode, weight in (("generative", None), ("hybrid", 0.0))
+    )
+    weight = pipeline.bundle.model.manifest.guided_weight
+    said = {hit.position: hit.beam_score / weight - hit.cosine for hit in walked.hits}
+    others = [hit for hit in joined.hits if hit.position not in said]
+    assert others
+    for hit in joined.hits:
+        assert hit.score - hit.cosine == pytest.approx(said.get(hit.position, min(said.values())), abs=1e-5)
 
 
 def test_words_find_what_nothing_else_finds(pipeline: Pipeline) -> None:
