@@ -28,8 +28,8 @@ class SearchOptions:
         beam_width: beams of the walk, 1 to 1,000; None for 20 (`geometric`: 100), or `top_k` where that is more: a beam
             may lead to one document only.
         scoring: `generative`, `geometric` or `guided`; None for the bundle's default.
-        ranking: `lexicographic`, `cosine` or `fused`; of `generative` only, the other modes have their own. `hybrid` leaves
-            the decoder out with `cosine`.
+        ranking: `lexicographic`, `cosine` or `fused`; of `generative` only, the other modes have their own. With
+            `cosine`, `hybrid` leaves the decoder out.
         explain: whether the answer carries the beams.
         eligible: the documents that may be found; None for all.
         mode: `generative` walks the trie, `hamming` scans the packed codes and ranks by cosine, `lexical` looks for the
