@@ -16,7 +16,7 @@ from service.model.text import TextSettings
 
 SCHEMA_VERSION: Final = 2
 MANIFEST_NAME = "manifest.json"
-DEFAULT_LEXICAL_WEIGHT: Final = 0.3  # gains with every set of models/results.md, and loses with none
+DEFAULT_LEXICAL_WEIGHT: Final = 0.3  # MRR gained by it on every set of models/results.md
 
 Scoring = Literal["generative", "geometric", "guided"]
 Normalisation = Literal["constrained", "full"]
