@@ -131,7 +131,7 @@ def _walk_rows(
 
 
 def _word_rows(pipeline: Pipeline, task: Task, queries: EncodedQueries, settings: Settings) -> Iterator[Row]:
-    """The modes that look for words: alone, and joined with the walk by every scoring at its usual beam width."""
+    """The modes that look for words: alone, and joined with the walk by every scoring, with a beam a result."""
     offered = pipeline.bundle.manifest.model.scorings
     asked = [("lexical", offered[0]), *(("hybrid", scoring) for scoring in settings.scorings or offered)]
     with progress_bar("words", len(asked) * len(task.ids)) as advance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from models.retriever.batches import Texts, tokenize
 from models.retriever.pseudo_queries import generate_pseudo_queries, read_pseudo_queries, sample_extractive
 from models.retriever.recipe import Recipe, RecipeError
 from models.retriever.stages import Pair
+from service.index.postings import words_of
 from service.model.text import document_text, query_text
 
 SPLIT_SEED = 0  # not the recipe's: an encoder tuned by one run must not have seen what a later run holds out
@@ -29,6 +30,8 @@ class Material:
         held_out: pairs to validate on: the dev split where there is one, otherwise a part of train; of a user's
             queries the last at most, as when serving: nothing later is known.
         names: of the data sets.
+        document_words: what of each document lexical search indexes.
+        held_out_words: the text of each pair's query in `held_out`, without prefix and history.
     """
 
     documents: Texts
@@ -37,6 +40,8 @@ class Material:
     pseudo: list[Pair]
     held_out: list[Pair]
     names: tuple[str, ...]
+    document_words: list[str] = field(default_factory=list)
+    held_out_words: list[str] = field(default_factory=list)
 
     def pairs(self, kind: str) -> list[Pair]:
         """The pairs of a stage: pseudo, real or both."""
@@ -52,6 +57,7 @@ def gather(datasets: Sequence[Dataset], recipe: Recipe, tokenizer: Tokenizer) ->
         )
     documents: list[str] = []
     texts: list[str] = []
+    plain: dict[int, str] = {}  # of a real query's row, what was asked
     real: list[Pair] = []
     pseudo: list[Pair] = []
     dev: list[Pair] = []
@@ -68,6 +74,7 @@ def gather(datasets: Sequence[Dataset], recipe: Recipe, tokenizer: Tokenizer) ->
                     owners.append((number, query))
                     followed |= {owners[-1]} if query in earlier else set()
                 pairs.append((len(texts), base + document))
+                plain[len(texts)] = dataset.queries[query]
                 texts.append(query_text(dataset.queries[query], history, settings))
         for text, document in make_pseudo_queries(dataset, recipe):
             pseudo.append((len(texts), base + document))
@@ -77,6 +84,7 @@ def gather(datasets: Sequence[Dataset], recipe: Recipe, tokenizer: Tokenizer) ->
     last = [asked[place] for place in order if asked[place] not in followed]
     chosen = set() if dev else set(last[: int(recipe.dev_share * len(asked))])
     held = {row for row, owner in enumerate(owners) if owner in chosen}
+    held_out = dev or [real[row] for row in sorted(held)]
     return Material(
         documents=tokenize(tokenizer, documents, settings.max_document_tokens),
         queries=tokenize(
@@ -84,8 +92,10 @@ def gather(datasets: Sequence[Dataset], recipe: Recipe, tokenizer: Tokenizer) ->
         ),  # the query stands behind its history
         real=[pair for row, pair in enumerate(real) if row not in held],
         pseudo=pseudo,
-        held_out=dev or [real[row] for row in sorted(held)],
+        held_out=held_out,
         names=tuple(dataset.folder.name for dataset in datasets),
+        document_words=[words_of(d.title, d.text) for dataset in datasets for d in dataset.documents],
+        held_out_words=[plain[query] for query, _ in held_out],
     )
 
 

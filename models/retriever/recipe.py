@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models.quantizers.base import make_quantizer
+from service.index.manifest import MAX_LEXICAL_WEIGHT
 from service.model.text import TextSettings
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -193,7 +194,7 @@ class Recipe(Table):
     notes: str = ""
     licences: tuple[str, ...] = ()
     fusion_weight: float = Field(default=20.0, ge=0)
-    lexical_weight: float | None = Field(default=None, ge=0)  # of words in `hybrid`; None: held-out queries choose
+    lexical_weight: float | None = Field(default=None, gt=0, le=MAX_LEXICAL_WEIGHT)  # None: held-out queries choose
     default_scoring: Literal["generative", "geometric", "guided"] = "guided"
 
     @field_validator("quantizer")

@@ -29,6 +29,7 @@ from models.retriever.tree import CodeTree, build_tree
 from models.retriever.words import choose_lexical_weight
 from models.tensors import write_errors
 from service.index.manifest import DEFAULT_LEXICAL_WEIGHT
+from service.model.tokens import WordTokenizer
 
 console = Console(stderr=True)
 
@@ -232,8 +233,9 @@ def weigh_words(run: Run) -> float:
     asked = Texts([material.queries.ids[query] for query, _ in material.held_out], material.queries.pad)
     vectors_QD = embed(run.retriever.encoder, asked, run.device, run.bf16, "held-out queries").cpu().numpy()
     vectors_ND = (encode_documents(run) if run.vectors_ND is None else run.vectors_ND).cpu().numpy()
+    wanted_Q = [document for _, document in material.held_out]
     weight, gained, before = choose_lexical_weight(
-        material.documents, material.queries, material.held_out, vectors_QD, vectors_ND
+        WordTokenizer(run.tokenizer), material.document_words, material.held_out_words, wanted_Q, vectors_QD, vectors_ND
     )
     run.log(lexical_weight=weight, hybrid_mrr=gained, exact_mrr=before)
     return weight

@@ -188,7 +188,8 @@ def _check_mode(body: SearchRequest, engine: Engine) -> None:
     """Raise a 422 where the bundle cannot serve the mode, or where a field has nothing to act on in it."""
     for name in IDLE[body.mode]:
         cosine = name == "ranking" and body.ranking == "cosine" and body.mode in ("hamming", "hybrid")
-        if getattr(body, name) not in (None, False) and not cosine:
+        given = getattr(body, name)
+        if given is not None and given is not False and not cosine:
             raise invalid(f"#/{name}", f"does nothing in mode {body.mode}: leave it out")
     if body.mode == "hamming" or body.level is not None:
         check_level(needed_codes(engine, "#/level" if body.mode == "hybrid" else "#/mode"), body.level)

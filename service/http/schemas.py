@@ -12,9 +12,9 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from service.index.corpus import MAX_ID_CHARACTERS
-from service.index.manifest import Scoring
+from service.index.manifest import MAX_LEXICAL_WEIGHT, Scoring
 from service.model.layout import Level
-from service.search.options import DEFAULT_BEAM_WIDTH, GEOMETRIC_BEAM_WIDTH, MAX_LEXICAL_WEIGHT, MAX_TOP_K, Mode
+from service.search.options import DEFAULT_BEAM_WIDTH, GEOMETRIC_BEAM_WIDTH, MAX_TOP_K, Mode
 from service.search.ranking import Ranking
 from service.search.walk import MAX_BEAM_WIDTH
 

@@ -25,12 +25,12 @@ from service.index.bundle import Model, open_model
 from service.index.codes import write_codes
 from service.index.documents import Document, DocumentStore, dump_metadata, write_documents, write_rows
 from service.index.manifest import BundleManifest, LexicalSettings
-from service.index.postings import build_postings, write_postings
+from service.index.postings import build_postings, words_of, write_postings
 from service.index.regions import build_regions
 from service.index.trie import Trie, build_trie, collision_sizes, save_trie
 from service.model.encoder import WINDOW, Encoder
 from service.model.quantizer import QuantizerError, assign_sids
-from service.model.tokens import WordTokenizer
+from service.model.tokens import WordTokenizer, read_tokenizer
 from service.ops.progress import progress_bar
 
 GIVEN_NORM_TOLERANCE = 1e-2  # of vectors that come from elsewhere, float16 among them; they are normalised again
@@ -237,12 +237,12 @@ def _write_words(
     model: Model, store: DocumentStore, order_N: NDArray[np.int64], staging: Path, options: BuildOptions
 ) -> LexicalSettings:
     """Write the inverted index over titles and texts; returns its sizes."""
-    tokenizer = WordTokenizer(model.tokenizer_file)
+    tokenizer = WordTokenizer(read_tokenizer(model.tokenizer_file))
 
     def rows(advance: Callable[[int], None]) -> Iterator[list[list[int]]]:
         for window in _windows(order_N):
             documents = store.many(window.tolist())
-            yield tokenizer.tokens([f"{document.title} {document.text}" for document in documents])
+            yield tokenizer.tokens([words_of(document.title, document.text) for document in documents])
             advance(len(window))
 
     with progress_bar("words", len(store), quiet=not options.progress) as advance:

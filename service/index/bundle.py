@@ -262,6 +262,12 @@ def _check_postings(path: Path, postings: Postings, documents: int) -> None:
     if lowest < 0 or highest >= documents:
         file = path / "postings_document.npy"
         raise ArtefactError(f"'{file}' names documents {lowest} to {highest} of {documents}: {REINDEX}")
+    rises = np.diff(document_P) > 0
+    rises[start_V[(start_V > 0) & (start_V < len(document_P))] - 1] = True  # the next token begins anew
+    if not rises.all():
+        raise ArtefactError(f"'{path / 'postings_document.npy'}' has a token's documents out of order: {REINDEX}")
+    if not ((postings.worth_P > 0) & np.isfinite(postings.worth_P)).all():  # the search takes 0 for not met
+        raise ArtefactError(f"'{path / 'postings_worth.npy'}' holds numbers that are not above 0: {REINDEX}")
 
 
 def _regions(path: Path, manifest: BundleManifest) -> Regions:

@@ -81,12 +81,18 @@ class TextTokenizer:
 class WordTokenizer:
     """Turns texts into the tokens that lexical search counts: of the whole text, without special and unknown ones.
 
-    Threads may share one object.
+    A text begins with a space, so that a tokenizer that reads spaces as parts of words finds its first word like any
+    other. Threads may share one object.
+
+    Args:
+        tokenizer: of the model; it is copied.
     """
 
-    def __init__(self, file: Path) -> None:
-        self._tokenizer = _read(file)
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True  # what a text spells like a special token is text
         unknown = (self._tokenizer.token_to_id(name) for name in UNKNOWN_NAMES)
         self._unknown = {number for number in unknown if number is not None}
 
@@ -97,23 +103,23 @@ class WordTokenizer:
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, none for a text without words that the tokenizer knows."""
-        rows = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        rows = self._tokenizer.encode_batch_fast([f" {text}" for text in texts], add_special_tokens=False)
         return [[number for number in row.ids if number not in self._unknown] for row in rows]
 
 
 def _load(file: Path, max_tokens: int, direction: Literal["left", "right"]) -> Tokenizer:
-    tokenizer = _read(file)
+    tokenizer = read_tokenizer(file)
+    tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens, direction=direction)
     return tokenizer
 
 
-def _read(file: Path) -> Tokenizer:
+def read_tokenizer(file: Path) -> Tokenizer:
+    """Read a `tokenizer.json`; raises ModelError for what is none."""
     try:
-        tokenizer = Tokenizer.from_str(file.read_text("utf-8"))
+        return Tokenizer.from_str(file.read_text("utf-8"))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise ModelError(f"'{file}' is not a tokenizer that this version of tokenizers reads: {error}") from error
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def _pad_id(tokenizer: Tokenizer) -> int:

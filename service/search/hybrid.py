@@ -70,7 +70,7 @@ def join(
             scores_C += _said(said_QB[query], beams_C)
         if words is not None:
             shares_C = words.search.shares(words.tokens_Q[query], positions_C)
-            scores_C = words.cosine_weight * scores_C + words.share_weight * shares_C.astype(np.float64)
+            scores_C = words.cosine_weight * scores_C + words.share_weight * shares_C
         best_K = best_by_score(positions_C, scores_C, top_k)
         joined.size_Q[query] = len(best_K)
         used = (query, slice(0, len(best_K)))
@@ -82,9 +82,9 @@ def join(
 
 
 def _said(said_B: NDArray[np.float64], beams_C: Positions) -> NDArray[np.float64]:
-    walked_C = beams_C >= 0
-    said_C = said_B[beams_C]
-    return np.where(walked_C, said_C, said_C[walked_C].min(initial=np.inf) if walked_C.any() else 0.0)
+    """What the decoder made of each candidate (C,), the least of it for those that the walk did not find."""
+    walked_C, said_C = beams_C >= 0, said_B[beams_C]
+    return np.where(walked_C, said_C, said_C[walked_C].min() if walked_C.any() else 0.0)
 
 
 def _union(walked: Ranked | None, query: int, others_C: Positions) -> tuple[Positions, Positions]:

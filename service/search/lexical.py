@@ -16,8 +16,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from service.index.artefact import ArtefactError
 from service.index.bundle import Bundle
 from service.index.postings import K1, Postings, idf
+from service.model.tokens import WordTokenizer
 from service.search.filters import DocumentFilter, count_eligible
 from service.search.kernel import KERNEL
 from service.search.selection import Best, new_best, offer, sort_best
@@ -34,11 +36,11 @@ class Matches(NamedTuple):
 
     Attributes:
         positions_K: (K,) int64 document positions.
-        shares_K: (K,) float32, above 0 and at most 1.
+        shares_K: (K,) float64, above 0 and at most 1.
     """
 
     positions_K: NDArray[np.int64]
-    shares_K: NDArray[np.float32]
+    shares_K: NDArray[np.float64]
 
 
 class LexicalSearch:
@@ -81,15 +83,15 @@ class LexicalSearch:
                 self._start_V, self._document_P, self._worth_P, tokens_T, left_T, words_W, ranks_W, score_N, touched_N,
                 best,
             )  # fmt: skip
-            shares_K = (best.primary[:size] / self._most(tokens_T)).astype(np.float32)
-            found.append(Matches(best.number[:size].copy(), shares_K))
+            found.append(Matches(best.number[:size].copy(), best.primary[:size] / self._most(tokens_T)))
         return found
 
-    def shares(self, tokens_T: Tokens, positions_C: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the shares (C,) float32 of some documents, 0 for one that holds no word of the query."""
+    def shares(self, tokens_T: Tokens, positions_C: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the shares (C,) float64 of some documents, 0 for one that holds no word of the query."""
         score_C = np.zeros(len(positions_C), np.float32)
         _look_up(self._start_V, self._document_P, self._worth_P, tokens_T, frozen(positions_C), score_C)
-        return (score_C.astype(np.float64) / self._most(tokens_T)).astype(np.float32)
+        shares_C: NDArray[np.float64] = score_C.astype(np.float64) / self._most(tokens_T)
+        return shares_C
 
     def warm_up(self) -> None:
         """Compile the kernels."""
@@ -102,9 +104,20 @@ class LexicalSearch:
         return float(self._most_V[tokens_T].sum()) or 1.0
 
 
-def open_lexical_search(bundle: Bundle) -> LexicalSearch | None:
-    """Return the search over a bundle's words, or None for a bundle that was indexed without them."""
-    return None if bundle.postings is None else LexicalSearch(bundle.postings, bundle.manifest.documents)
+def open_lexical_search(bundle: Bundle, tokenizer: WordTokenizer) -> LexicalSearch | None:
+    """Return the search over a bundle's words, or None for a bundle that was indexed without them.
+
+    Raises:
+        ArtefactError: the postings are of another tokenizer.
+    """
+    if bundle.postings is None:
+        return None
+    if bundle.postings.vocabulary != tokenizer.vocabulary:
+        raise ArtefactError(
+            f"bundle '{bundle.path}' has postings of {bundle.postings.vocabulary} tokens, its tokenizer has "
+            f"{tokenizer.vocabulary}: index the corpus again with this model"
+        )
+    return LexicalSearch(bundle.postings, bundle.manifest.documents)
 
 
 @njit(**KERNEL)
@@ -130,9 +143,10 @@ def _search(
                 touched += 1
             score_N[document] += worth_P[at]
         place += 1
-        if touched >= len(best.primary) and left_T[0] - left_T[place] > left_T[place]:
+        if _pays(start_V, tokens_T, left_T, place, touched, len(best.primary)):
             threshold = _worst_of_best(score_N, touched_N, touched, best)
-    touched = _drop_hopeless(score_N, touched_N, touched, threshold - left_T[place] * _ROUNDING)
+    least = threshold * (2 - _ROUNDING) - left_T[place] * _ROUNDING
+    touched = _drop_hopeless(score_N, touched_N, touched, least)
     for rest in range(place, len(tokens_T)):
         _add_to_touched(start_V, document_P, worth_P, tokens_T[rest], score_N, touched_N, touched)
     found = np.int64(0)
@@ -142,6 +156,17 @@ def _search(
         score_N[document] = 0.0
     sort_best(best, found)
     return int(found)
+
+
+@njit(**KERNEL)
+def _pays(
+    start_V: NDArray[np.int64], tokens_T: NDArray[np.int64], left_T: NDArray[np.float64], place: int, touched: int,
+    wanted: int,
+) -> bool:  # fmt: skip
+    """Whether to look for the K-th best score: it may exceed what is left, and the next list is longer than that."""
+    if place == len(tokens_T) or touched < wanted or left_T[0] - left_T[place] <= left_T[place]:
+        return False
+    return bool(start_V[tokens_T[place] + 1] - start_V[tokens_T[place]] > touched)
 
 
 @njit(**KERNEL)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from service.index.documents import Document
+from service.index.manifest import MAX_LEXICAL_WEIGHT
 from service.search.filters import DocumentFilter
 from service.search.ranking import RANKINGS, Ranking
 from service.search.walk import MAX_BEAM_WIDTH
@@ -14,7 +15,6 @@ from service.search.walk import MAX_BEAM_WIDTH
 Mode = Literal["generative", "hamming", "lexical", "hybrid"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 MAX_TOP_K = 1000
-MAX_LEXICAL_WEIGHT = 100.0
 DEFAULT_BEAM_WIDTH = 20
 GEOMETRIC_BEAM_WIDTH = 100  # a geometric walk runs no decoder: five times the beams cost less than one decoder step
 

@@ -18,7 +18,7 @@ from service.index.bundle import Bundle
 from service.model.decoder import Decoder
 from service.model.encoder import Encoded, Encoder
 from service.model.session import Device
-from service.model.tokens import WordTokenizer
+from service.model.tokens import WordTokenizer, read_tokenizer
 from service.search.codes import CodeSearch, HammingOptions, open_code_search
 from service.search.hybrid import OVERSAMPLING, Positions, Words, join
 from service.search.lexical import LexicalSearch, Tokens, open_lexical_search
@@ -55,7 +55,7 @@ class Pipeline:
         words: lexical search over the bundle's inverted index; None where it has none.
 
     Raises:
-        ArtefactError: the bundle's adapter belongs to another encoder.
+        ArtefactError: the bundle's adapter belongs to another encoder, or its postings to another tokenizer.
         ModelError: a graph or the tokenizer cannot be used, or this onnxruntime does not offer the device.
     """
 
@@ -73,8 +73,8 @@ class Pipeline:
         self.decoder = Decoder(model.decoder_file, threads, device=device) if model.decoder_file else None
         self.tables = tables_of(bundle)
         self.codes = open_code_search(bundle, threads)
-        self.words = open_lexical_search(bundle)
-        self._word_tokenizer = WordTokenizer(model.tokenizer_file)
+        self._word_tokenizer = WordTokenizer(read_tokenizer(model.tokenizer_file))
+        self.words = open_lexical_search(bundle, self._word_tokenizer)
 
     def search(
         self,

@@ -94,7 +94,7 @@ def test_rows_measure_what_the_pipeline_answers(
             top_k=100,
             beam_width=row.beam,
             scoring=row.scoring or None,
-            ranking=row.ranking if row.system == "walk" else "cosine",  # type: ignore[arg-type]
+            ranking=row.ranking if row.system == "walk" else "lexicographic",  # type: ignore[arg-type]
             mode="generative" if row.system == "walk" else row.system,  # type: ignore[arg-type]
         )
         answers = pipeline.search(task.texts, options)

@@ -139,6 +139,7 @@ def test_hybrid_explains_its_beams(client: TestClient) -> None:
         ({"mode": "hybrid", "lexical_weight": True}, "#/lexical_weight", "number"),
         ({"mode": "hybrid", "lexical_weight": 1e9}, "#/lexical_weight", "100"),
         ({"mode": "hybrid", "lexical_weight": 1, "ranking": "cosine"}, "#/lexical_weight", "leave out one"),
+        ({"lexical_weight": 0}, "#/lexical_weight", "does nothing in mode generative: leave it out"),
         ({"mode": "lexical", "level": "1"}, "#/level", "leave it out"),
         ({"mode": "lexical", "beam_width": 5}, "#/beam_width", "leave it out"),
         ({"mode": "lexical", "ranking": "cosine"}, "#/ranking", "leave it out"),

@@ -92,6 +92,18 @@ BUNDLE_MISTAKES: dict[str, tuple[Spoil, str]] = {
         array("postings_document.npy", lambda d: d + 1),
         r"postings_document\.npy' names documents 1 to 60 of 60",
     ),
+    "order of postings": (
+        array("postings_document.npy", lambda d: np.concatenate([d[1::-1], d[2:]])),
+        r"postings_document\.npy' has a token's documents out of order",
+    ),
+    "worth of nothing": (
+        array("postings_worth.npy", lambda w: np.where(np.arange(len(w)) == 7, 0, w).astype(np.float32)),
+        r"postings_worth\.npy' holds numbers that are not above 0",
+    ),
+    "worth of NaN": (
+        array("postings_worth.npy", lambda w: np.where(np.arange(len(w)) == 7, np.nan, w).astype(np.float32)),
+        r"postings_worth\.npy' holds numbers that are not above 0",
+    ),
     "worths of postings": (
         array("postings_worth.npy", lambda w: w[1:]),
         r"postings_worth\.npy' holds float32 of shape",

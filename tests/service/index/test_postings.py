@@ -15,7 +15,7 @@ from service.index.build import build_bundle
 from service.index.bundle import open_bundle
 from service.index.inspect import inspect_artefact
 from service.index.postings import build_postings
-from service.model.tokens import WordTokenizer
+from service.model.tokens import WordTokenizer, read_tokenizer
 from tests.tiny import make_documents
 
 VOCABULARY = 7
@@ -56,13 +56,15 @@ def test_a_bundle_holds_the_words_of_whole_titles_and_texts(tiny_bundle: Path) -
     """Beyond what the encoder reads, without special tokens and without what the tokenizer does not know."""
     with closing(open_bundle(tiny_bundle)) as bundle:
         assert bundle.postings is not None
-        tokenizer = WordTokenizer(bundle.model.tokenizer_file)
+        tokenizer = WordTokenizer(read_tokenizer(bundle.model.tokenizer_file))
         documents = bundle.documents.many(range(len(bundle.documents)))
         rows = tokenizer.tokens([f"{document.title} {document.text}" for document in documents])
         expected = build_postings([rows], tokenizer.vocabulary)
         for found, wanted in zip(vars(bundle.postings).values(), vars(expected).values(), strict=True):
             assert isinstance(found, np.memmap)
             assert np.array_equal(found, wanted)
+        special = {tokenizer.tokens([name])[0][0] for name in ("[CLS]", "[SEP]")}
+        assert not special & {2, 3}, "what a text spells like a special token is text"
         assert tokenizer.tokens(["north ☃ north", "", "☃"]) == [rows_of(tokenizer, "north") * 2, [], []]
         long = " ".join(["keel"] * 500)
         assert len(tokenizer.tokens([long])[0]) == 500
