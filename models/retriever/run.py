@@ -235,7 +235,12 @@ def weigh_words(run: Run) -> float:
     vectors_ND = (encode_documents(run) if run.vectors_ND is None else run.vectors_ND).cpu().numpy()
     wanted_Q = [document for _, document in material.held_out]
     weight, gained, before = choose_lexical_weight(
-        WordTokenizer(run.tokenizer), material.document_words, material.held_out_words, wanted_Q, vectors_QD, vectors_ND
+        WordTokenizer(Tokenizer.from_str(run.tokenizer.to_str())),
+        material.document_words,
+        material.held_out_words,
+        wanted_Q,
+        vectors_QD,
+        vectors_ND,
     )
     run.log(lexical_weight=weight, hybrid_mrr=gained, exact_mrr=before)
     return weight

@@ -42,8 +42,9 @@ def choose_lexical_weight(
     Returns:
         The weight, the smallest of equals; its MRR@10, and the MRR@10 without words.
     """
-    search = LexicalSearch(build_postings([tokenizer.tokens(documents)], tokenizer.vocabulary), len(documents))
-    tokens_Q, everything_N = search.known(tokenizer.tokens(queries)), np.arange(len(documents))
+    postings = build_postings([tokenizer.tokens(documents)], tokenizer.vocabulary)
+    search = LexicalSearch(postings, len(documents), tokenizer)
+    tokens_Q, everything_N = search.tokens(queries), np.arange(len(documents))
     ranks = np.empty((1 + len(WEIGHTS), len(queries)), np.int64)
     with progress_bar("weight of words", len(queries)) as advance:
         for row, wanted in enumerate(wanted_Q):

@@ -199,8 +199,6 @@ class Engine:
         bundle.touch()
         if codes is not None:
             codes.warm_up()
-        if words is not None:
-            words.warm_up()
         if codes is not None or words is not None:
             self._canary(SearchOptions(mode="hybrid"))
         first = DocumentFilter.from_positions([0], bundle.manifest.documents)

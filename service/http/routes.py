@@ -214,7 +214,7 @@ def _search_of(body: SearchRequest, engine: Engine) -> Search:
         explain=body.explain,
         mode=body.mode,
         level=body.level,
-        lexical_weight=0.0 if body.mode == "hybrid" and body.ranking == "cosine" else body.lexical_weight,
+        lexical_weight=body.lexical_weight,
     )
     return Search(body.texts(), options, body.text_histories(), frozenset(body.include))
 

@@ -85,11 +85,11 @@ class WordTokenizer:
     other. Threads may share one object.
 
     Args:
-        tokenizer: of the model; it is copied.
+        tokenizer: of the model; it is set up for this, so give one that nobody else uses.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self._tokenizer = tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # what a text spells like a special token is text

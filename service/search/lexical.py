@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from service.index.artefact import ArtefactError
 from service.index.bundle import Bundle
 from service.index.postings import K1, Postings, idf
-from service.model.tokens import WordTokenizer
+from service.model.tokens import WordTokenizer, read_tokenizer
 from service.search.filters import DocumentFilter, count_eligible
 from service.search.kernel import KERNEL
 from service.search.selection import Best, new_best, offer, sort_best
@@ -49,14 +49,19 @@ class LexicalSearch:
     Args:
         postings: of the documents; memory maps will do.
         documents: N.
+        tokenizer: that the postings were made with.
     """
 
-    def __init__(self, postings: Postings, documents: int) -> None:
-        self.documents = documents
+    def __init__(self, postings: Postings, documents: int, tokenizer: WordTokenizer) -> None:
+        self.documents, self._tokenizer = documents, tokenizer
         self._start_V, self._document_P, self._worth_P = (
             frozen(array) for array in (postings.start_V, postings.document_P, postings.worth_P)
         )
         self._most_V = (K1 + 1) * idf(np.diff(postings.start_V), documents)  # what a token adds at most
+
+    def tokens(self, texts: Sequence[str]) -> list[Tokens]:
+        """Return what is looked for in some texts."""
+        return self.known(self._tokenizer.tokens(texts))
 
     def known(self, queries: Sequence[Sequence[int]]) -> list[Tokens]:
         """Return what is looked for: each query's tokens, once, that some document holds, the rarest first."""
@@ -68,7 +73,7 @@ class LexicalSearch:
         """Find the documents with the greatest shares; exact.
 
         Args:
-            tokens_Q: each query's, from `known`.
+            tokens_Q: each query's, from `tokens`.
             top_k: K, at least 1; fewer where fewer documents match.
             eligible: the documents that may be found; None for all.
         """
@@ -93,18 +98,12 @@ class LexicalSearch:
         shares_C: NDArray[np.float64] = score_C.astype(np.float64) / self._most(tokens_T)
         return shares_C
 
-    def warm_up(self) -> None:
-        """Compile the kernels."""
-        nothing, somewhere = np.zeros(0, np.int64), np.zeros(1, np.int64)
-        self.search([nothing], 1)
-        self.shares(nothing, somewhere)
-
     def _most(self, tokens_T: Tokens) -> float:
         """The score that no document exceeds; 1 for a query without words, which finds nothing."""
         return float(self._most_V[tokens_T].sum()) or 1.0
 
 
-def open_lexical_search(bundle: Bundle, tokenizer: WordTokenizer) -> LexicalSearch | None:
+def open_lexical_search(bundle: Bundle) -> LexicalSearch | None:
     """Return the search over a bundle's words, or None for a bundle that was indexed without them.
 
     Raises:
@@ -112,12 +111,13 @@ def open_lexical_search(bundle: Bundle, tokenizer: WordTokenizer) -> LexicalSear
     """
     if bundle.postings is None:
         return None
+    tokenizer = WordTokenizer(read_tokenizer(bundle.model.tokenizer_file))
     if bundle.postings.vocabulary != tokenizer.vocabulary:
         raise ArtefactError(
             f"bundle '{bundle.path}' has postings of {bundle.postings.vocabulary} tokens, its tokenizer has "
             f"{tokenizer.vocabulary}: index the corpus again with this model"
         )
-    return LexicalSearch(bundle.postings, bundle.manifest.documents)
+    return LexicalSearch(bundle.postings, bundle.manifest.documents, tokenizer)
 
 
 @njit(**KERNEL)

@@ -18,7 +18,6 @@ from service.index.bundle import Bundle
 from service.model.decoder import Decoder
 from service.model.encoder import Encoded, Encoder
 from service.model.session import Device
-from service.model.tokens import WordTokenizer, read_tokenizer
 from service.search.codes import CodeSearch, HammingOptions, open_code_search
 from service.search.hybrid import OVERSAMPLING, Positions, Words, join
 from service.search.lexical import LexicalSearch, Tokens, open_lexical_search
@@ -73,8 +72,7 @@ class Pipeline:
         self.decoder = Decoder(model.decoder_file, threads, device=device) if model.decoder_file else None
         self.tables = tables_of(bundle)
         self.codes = open_code_search(bundle, threads)
-        self._word_tokenizer = WordTokenizer(read_tokenizer(model.tokenizer_file))
-        self.words = open_lexical_search(bundle, self._word_tokenizer)
+        self.words = open_lexical_search(bundle)
 
     def search(
         self,
@@ -114,7 +112,7 @@ class Pipeline:
         """
         scoring, ways = self.check_scoring(options.scoring), self.check_mode(options)
         clock = clock or StageClock()
-        found: list[list[Positions]] = [[] for _ in range(len(encoded))]
+        found: list[list[Positions]] = []  # of each way but the walk, the candidates of each query
 
         beams: Beams | None = None
         if ways.walk:
@@ -122,17 +120,15 @@ class Pipeline:
             clock.lap("walk")
 
         if ways.scan:
-            for positions, neighbours in zip(found, self._scan(encoded.vectors_QD, options), strict=True):
-                positions.append(neighbours.positions_K)
+            found.append([near.positions_K for near in self._scan(encoded.vectors_QD, options)])
             clock.lap("hamming")
 
         tokens_Q: list[Tokens] | None = None
         if ways.words:
             words = self.check_words()
-            tokens_Q = words.known(self._word_tokenizer.tokens(encoded.texts))
+            tokens_Q = words.tokens(encoded.texts)
             matches = words.search(tokens_Q, options.top_k * OVERSAMPLING, options.eligible)
-            for positions, matched in zip(found, matches, strict=True):
-                positions.append(matched.positions_K)
+            found.append([matched.positions_K for matched in matches])
             clock.lap("lexical")
 
         said_QB = said_by_decoder(beams, options) if beams is not None and scoring == "guided" else None
@@ -184,7 +180,9 @@ class Pipeline:
         return self.words
 
     def lexical_weight(self, options: SearchOptions) -> float:
-        """The weight of words in the mode `hybrid`: what is asked for, or the model's."""
+        """The weight of words in the mode `hybrid`: what is asked for, or the model's; none with ranking `cosine`."""
+        if options.ranking == "cosine":
+            return 0.0
         own = self.bundle.model.manifest.lexical_weight
         return own if options.lexical_weight is None else options.lexical_weight
 
@@ -248,7 +246,7 @@ class Pipeline:
         if tokens_Q is not None:
             cosine, share = (0.0, 1.0) if options.mode == "lexical" else (1.0, self.lexical_weight(options))
             words = Words(self.check_words(), tokens_Q, cosine, share)
-        candidates = [np.concatenate([np.zeros(0, np.int64), *positions]) for positions in found]
+        candidates = [np.concatenate(positions) for positions in zip(*found, strict=True)]
         return join(walked, candidates, vectors_QD, self.bundle.vectors, options.top_k, said_QB, words)
 
     def _fetch(self, beams: Beams | None, ranked: Ranked) -> list[list[Hit]]:

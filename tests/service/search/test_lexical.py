@@ -70,10 +70,10 @@ def plain_shares(rows: list[list[int]], query: set[int]) -> list[float]:
     data=st.data(),
 )
 def test_search_finds_the_greatest_shares(
-    rows: list[list[int]], queries: list[set[int]], top_k: int, data: st.DataObject
+    tokenizer: WordTokenizer, rows: list[list[int]], queries: list[set[int]], top_k: int, data: st.DataObject
 ) -> None:
     """The queries of a batch share their scratch memory: none sees another's scores."""
-    search = LexicalSearch(build_postings([rows], VOCABULARY), len(rows))
+    search = LexicalSearch(build_postings([rows], VOCABULARY), len(rows), tokenizer)
     chosen = data.draw(st.none() | st.sets(st.integers(0, len(rows) - 1), min_size=1))
     eligible = None if chosen is None else DocumentFilter.from_positions(sorted(chosen), len(rows))
     known_Q = search.known([sorted(query) * 2 for query in queries])
@@ -90,14 +90,16 @@ def test_search_finds_the_greatest_shares(
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("top_k", [1, 3, 40])
-def test_lists_of_common_words_are_cut_short_and_nothing_is_lost(seed: int, top_k: int) -> None:
+def test_lists_of_common_words_are_cut_short_and_nothing_is_lost(
+    tokenizer: WordTokenizer, seed: int, top_k: int
+) -> None:
     """Words as frequent as in a language: rare ones decide, common ones stand in most of the documents."""
     rng = np.random.default_rng(seed)
     frequency = 1 / np.arange(1, 301)
     rows = [
         rng.choice(300, size=int(size), p=frequency / frequency.sum()).tolist() for size in rng.integers(1, 40, 700)
     ]
-    search = LexicalSearch(build_postings([rows], 300), len(rows))
+    search = LexicalSearch(build_postings([rows], 300), len(rows), tokenizer)
     eligible = DocumentFilter.from_positions(np.flatnonzero(rng.random(len(rows)) < 0.5), len(rows))
     queries = search.known([rng.choice(300, size=6, p=frequency / frequency.sum()).tolist() for _ in range(40)])
     for allowed in (None, eligible):
@@ -110,11 +112,11 @@ def test_lists_of_common_words_are_cut_short_and_nothing_is_lost(seed: int, top_
             assert found.shares_K.tolist() == shares_N[best[:top_k]].tolist()
 
 
-def test_a_list_of_a_common_word_is_not_read() -> None:
+def test_a_list_of_a_common_word_is_not_read(tokenizer: WordTokenizer) -> None:
     """One word stands in a document alone, the other in all: where one result is wanted, no other document is met."""
     rows = [[0, 1] if document == 500 else [0] for document in range(1000)]
     postings = build_postings([rows], 2)
-    search, best = LexicalSearch(postings, len(rows)), new_best(1)
+    search, best = LexicalSearch(postings, len(rows), tokenizer), new_best(1)
     (tokens_T,) = search.known([[0, 1]])
     assert tokens_T.tolist() == [1, 0]
     most_T = [2.2 * math.log(1 + (1000 - n + 0.5) / (n + 0.5)) for n in (1, 1000)]
