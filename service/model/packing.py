@@ -55,7 +55,8 @@ def pack_values(values_NU: npt.NDArray[np.integer[Any]], layout: CodeLayout) -> 
         padding = -sum(run.bits for run in block) % WORD_BITS
         parts.append(np.zeros((documents, padding), np.uint8))
     packed = np.packbits(np.concatenate(parts, axis=1), axis=1, bitorder="little")
-    return packed.view("<u8").astype(np.uint64, copy=False)
+    rows = np.ascontiguousarray(packed)  # of values in Fortran order, the bits are in Fortran order too
+    return rows.view("<u8").astype(np.uint64, copy=False)
 
 
 def _thermometer(values_NU: npt.NDArray[np.integer[Any]], level: PlainLevel) -> LevelArray:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.model.layout import LEVELS, CodeError, CodeLayout, code_layout
+from service.model.layout import LEVELS, CodeError, CodeLayout, Level, code_layout
 from service.model.packing import from_blocks, pack_values, to_blocks, unpack_bits, unpack_values
 
 # the paper's codebooks, as printed
@@ -72,6 +72,13 @@ def test_packed_distance_is_the_difference_of_levels_summed(layout: CodeLayout, 
         packed = int(np.bitwise_count(codes[a] ^ codes[b]).sum())
         assert packed == np.abs(values[a] - values[b]).sum()
         assert packed == (unpack_bits(codes, layout)[a] != unpack_bits(codes, layout)[b]).sum()
+
+
+@pytest.mark.parametrize(("level", "dims"), [("0.5", [126]), ("1", [63]), ("1", [64]), ("2", [21]), ("1.5", [96])])
+def test_values_may_lie_in_any_order_in_memory(level: Level, dims: list[int]) -> None:
+    layout = code_layout(level, dims)
+    values = random_values(np.random.default_rng(0), 2, column_levels(layout.level, layout.dims))
+    np.testing.assert_array_equal(pack_values(np.asfortranarray(values), layout), pack_values(values, layout))
 
 
 @given(layout=layouts(), seed=st.integers(0, 2**32 - 1))
