@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor, nn
 
 KeyValue = tuple[Tensor, Tensor]
+BLOCKED = -1e4  # what is added to the scores of what must not be attended to
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,34 @@ def merge_heads(states_QHSD: Tensor) -> Tensor:
     return states_QHSD.transpose(1, 2).reshape(q, s, h * d)
 
 
+class Dropout(nn.Dropout):
+    """Dropout whose draws are bytes, eight from one random number: on a CPU torch's own takes a sixth of a training.
+
+    The probability is rounded to a 256th; what is left is scaled by what that makes of it.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop elements while learning."""
+        dropped = round(256 * self.p)
+        if not (self.training and dropped) or input.device.type != "cpu":
+            return super().forward(input)
+        draws = torch.empty(-(-input.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+        kept = draws.view(torch.uint8)[: input.numel()].view(input.shape) >= dropped
+        return input * (kept.to(input.dtype) * (256 / (256 - dropped)))
+
+
+def attend(query_QHPD: Tensor, key_QHSD: Tensor, value_QHSD: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention of P positions to S tokens, (Q, H, P, Dh); `bias` is added to the scores, None is causal.
+
+    While a CPU learns, by plain products: torch's fused kernel takes two to five times as long to go back in bfloat16.
+    """
+    if not (torch.is_grad_enabled() and query_QHPD.device.type == "cpu"):
+        return F.scaled_dot_product_attention(query_QHPD, key_QHSD, value_QHSD, attn_mask=bias, is_causal=bias is None)
+    scores = query_QHPD * query_QHPD.shape[-1] ** -0.5 @ key_QHSD.transpose(-1, -2)
+    ahead = torch.full(scores.shape[-2:], BLOCKED, dtype=scores.dtype).triu(1) if bias is None else bias
+    return torch.softmax(scores + ahead, dim=-1) @ value_QHSD
+
+
 class DecoderLayer(nn.Module):
     """Pre-norm self-attention over the path, cross-attention to the query, feed-forward."""
 
@@ -64,8 +94,8 @@ class DecoderLayer(nn.Module):
         self.self_qkv, self.self_out = nn.Linear(w, 3 * w), nn.Linear(w, w)
         self.cross_query, self.cross_out = nn.Linear(w, w), nn.Linear(w, w)
         self.memory_norm, self.memory_kv = nn.LayerNorm(shape.memory), nn.Linear(shape.memory, 2 * w)
-        self.ffn = nn.Sequential(nn.Linear(w, 4 * w), nn.GELU(), nn.Dropout(shape.dropout), nn.Linear(4 * w, w))
-        self.dropout = nn.Dropout(shape.dropout)
+        self.ffn = nn.Sequential(nn.Linear(w, 4 * w), nn.GELU(), Dropout(shape.dropout), nn.Linear(4 * w, w))
+        self.dropout = Dropout(shape.dropout)
 
     def memory_key_value(self, states_QSM: Tensor) -> KeyValue:
         """Project the encoder's token states once per query: two of (Q, H, S, Dh)."""
@@ -75,14 +105,14 @@ class DecoderLayer(nn.Module):
     def cross(self, x_QBW: Tensor, memory: KeyValue, bias_Q11S: Tensor) -> Tensor:
         """Attend from all beams of a query to the query's tokens; beams stand where positions usually stand."""
         query = split_heads(self.cross_query(self.cross_norm(x_QBW)), self.heads)
-        mixed = F.scaled_dot_product_attention(query, memory[0], memory[1], attn_mask=bias_Q11S)
+        mixed = attend(query, *memory, bias_Q11S)
         crossed: Tensor = self.dropout(self.cross_out(merge_heads(mixed)))
         return crossed
 
     def forward(self, x_QLW: Tensor, memory: KeyValue, bias_Q11S: Tensor) -> Tensor:
         """Teacher forcing: all L positions of one path at once, causal."""
         query, key, value = (split_heads(y, self.heads) for y in self.self_qkv(self.self_norm(x_QLW)).chunk(3, -1))
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        mixed = attend(query, key, value, None)
         x_QLW = x_QLW + self.dropout(self.self_out(merge_heads(mixed)))
         x_QLW = x_QLW + self.cross(x_QLW, memory, bias_Q11S)
         fed: Tensor = x_QLW + self.dropout(self.ffn(self.ffn_norm(x_QLW)))
@@ -111,7 +141,7 @@ class Decoder(nn.Module):
         self.layers: Iterable[DecoderLayer] = nn.ModuleList(DecoderLayer(shape) for _ in range(shape.layers))  # type: ignore[assignment]  # a ModuleList iterates as Module
         self.norm = nn.LayerNorm(shape.width)
         self.write = nn.Linear(shape.width, shape.embedding)
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
         nn.init.normal_(self.position.weight, std=0.02)
         if shape.bearing:
             self.read_bearing = nn.Linear(shape.embedding, shape.width, bias=False)
@@ -192,7 +222,7 @@ def bearings(vector_QE: Tensor, points_QBE: Tensor) -> Tensor:
 
 def attention_bias(mask_QS: Tensor, dtype: torch.dtype) -> Tensor:
     """Additive cross-attention bias (Q, 1, 1, S): 0 for tokens, a large negative number for padding."""
-    return ((1 - mask_QS[:, None, None, :].to(dtype)) * -1e4).to(dtype)
+    return ((1 - mask_QS[:, None, None, :].to(dtype)) * BLOCKED).to(dtype)
 
 
 class Encoder(nn.Module):
@@ -204,6 +234,12 @@ class Encoder(nn.Module):
             raise ValueError(f"pooling {pooling!r} is not one of: mean, cls")
         self.backbone = backbone
         self.pooling = pooling
+
+    def train(self, mode: bool = True) -> Self:
+        """Learn, or stop learning. On CPUs backbones learn with plain attention (see `attend`)."""
+        if choose := getattr(self.backbone, "set_attn_implementation", None):
+            choose("eager" if mode and next(self.backbone.parameters()).device.type == "cpu" else "sdpa")
+        return super().train(mode)
 
     def forward(self, ids_QS: Tensor, mask_QS: Tensor) -> tuple[Tensor, Tensor]:
         """Give unit vectors (Q, D) and token states (Q, S, D)."""

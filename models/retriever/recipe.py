@@ -131,7 +131,8 @@ class Stage(Table):
 
     `batch` counts documents in `contrast` (all their queries come along) and queries in `decode`. A `decode` stage with
     `encoder_lr > 0` moves the encoder too, held near its document vectors by `anchor`. `leave_out` is the probability
-    with which a contrast stage cuts a query that is copied from its document out of it.
+    with which a contrast stage cuts a query that is copied from its document out of it. Held-out queries are walked
+    after every `validate_every`-th epoch and after the last.
     """
 
     name: str
@@ -147,6 +148,7 @@ class Stage(Table):
     leave_out: float = Field(default=0.0, ge=0, le=1)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     patience: int = Field(default=0, ge=0)
+    validate_every: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _something_learns(self) -> Stage:
@@ -154,6 +156,8 @@ class Stage(Table):
             raise ValueError(f"stage {self.name!r}: a contrast stage trains the encoder, encoder_lr must be above 0")
         if self.objective == "joint" and (self.patience or self.anchor):
             raise ValueError(f"stage {self.name!r}: patience and anchor have no meaning while codes move: remove them")
+        if self.patience and self.validate_every > 1:
+            raise ValueError(f"stage {self.name!r}: patience counts epochs, so validate_every must be 1")
         if self.leave_out and self.objective != "contrast":
             raise ValueError(f"stage {self.name!r}: leave_out belongs to contrast stages, this one is {self.objective}")
         if self.objective != "joint" and "quantizer_lr" in self.model_fields_set:
@@ -162,7 +166,8 @@ class Stage(Table):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Stage:
-        set_ = {"decoder_lr": "decoder_lr" in self.model_fields_set, "patience": self.patience, "anchor": self.anchor}
+        named = {key: key in self.model_fields_set for key in ("decoder_lr", "validate_every")}
+        set_ = named | {"patience": self.patience, "anchor": self.anchor}
         if self.objective == "contrast" and any(set_.values()):
             raise ValueError(
                 f"stage {self.name!r}: a contrast stage trains the encoder alone, remove "

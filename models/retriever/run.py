@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,7 +88,7 @@ def start_run(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: st
     material = gather(datasets, recipe, tokenizer)
     backbone = load_backbone(recipe.encoder.name, recipe.encoder.dropout)
     freeze(backbone, recipe)
-    quantizer = make_quantizer({"seed": recipe.seed} | recipe.quantizer)
+    quantizer = make_quantizer(quantizer_table(recipe))
     if (most := max(quantizer.level_sizes)) > len(material.documents):
         raise RecipeError(
             f"quantizer.level_sizes has a level of {most} codes for {len(material.documents)} documents: "
@@ -204,12 +205,17 @@ def encode_documents(run: Run) -> Tensor:
     return run.vectors_ND
 
 
+def quantizer_table(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's quantizer with the recipe's seed, unless it has one of its own."""
+    return {"seed": recipe.seed} | recipe.quantizer
+
+
 def fit_quantizer(run: Run, vectors_ND: Tensor) -> None:
     """Learn the codebooks; head and tail are told apart by how often train queries ask for a document."""
     if hasattr(run.quantizer, "interactions_N"):
         asked = [document for _, document in run.material.real]
         run.quantizer.interactions_N = np.bincount(asked, minlength=len(run.material.documents))
-    run.quantizer.fit(vectors_ND.cpu().numpy(), run.device)
+    run.shelf.fit(run.quantizer, quantizer_table(run.recipe), vectors_ND.cpu().numpy(), run.device)
     run.fitted = True
 
 

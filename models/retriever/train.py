@@ -229,7 +229,8 @@ def run_epochs(
             torch.manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4]))
             began = time.monotonic()
             losses = run_epoch(run, work, schedule, seed)
-            scores = walked_scores(work, run.material.held_out)
+            walked = (epoch + 1) % stage.validate_every == 0 or epoch + 1 == stage.epochs
+            scores = walked_scores(work, run.material.held_out) if walked else {}
             named = {f"{name}_loss": loss for name, loss in losses.items()} | scores
             run.log(stage=stage.name, epoch=epoch + 1, **named, seconds=time.monotonic() - began)
             keep_best(run, stage, scores)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.retriever.publish import Precision
 from models.retriever.recipe import Recipe, RecipeError, check_table, parse_recipe, read_table, read_toml
 
 SHIPPED = Path(__file__).with_name("plan.toml")
@@ -46,6 +47,7 @@ class Plan(BaseModel):
         data: names of folders in the BEIR layout.
         beams: beam widths that are measured; deep measures are taken at the widest.
         queries: the first so many judged test queries are asked; 0 for all.
+        precision: of the model that is measured; training exports both.
         encoder: the recipe whose contrast stages tune a data set's encoder.
         common: changes to every cell, before its own.
         history: further changes on data sets whose queries have earlier items.
@@ -58,6 +60,7 @@ class Plan(BaseModel):
     data: tuple[str, ...] = Field(min_length=1)
     beams: tuple[int, ...] = Field(min_length=1)
     queries: int = Field(default=0, ge=0)
+    precision: Precision = "float32"
     encoder: str = "hhq"
     common: dict[str, Any] = Field(default_factory=dict)
     history: dict[str, Any] = Field(default_factory=dict)

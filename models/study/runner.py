@@ -131,7 +131,7 @@ def encoders_of(plan: Plan, data: Path, encoder: str) -> dict[str, SharedEncoder
 def jobs_of(plan: Plan, data: Path, out: Path, encoders: Mapping[str, SharedEncoder]) -> list[Job]:
     """Return what a plan trains on the data sets that are there."""
     shared = {name: shared_changes(plan, data / name) for name in encoders}
-    asked = (plan.queries, *plan.beams, *RANKED)
+    asked = (plan.queries, plan.precision, *plan.beams, *RANKED)
     jobs = []
     for place in places(plan):
         if place.data in encoders:
@@ -187,10 +187,9 @@ def run_cell(job: Job, folder: Path, out: Path, figures: Path, plan: Plan, devic
     model = train(recipe, [dataset], out / "run", device, shelf=shelf)
     frozen = not any(stage.encoder_lr for stage in recipe.stage)
     vectors_ND = document_vectors(model, dataset, recipe) if frozen else None
-    build_bundle(
-        model, dataset.documents, out / "bundle", vectors=vectors_ND, progress=False, replace=True, lexical=False
-    )
-    result = measure_bundle(out / "bundle", folder, plan)
+    served, bundle = (model if plan.precision == "float32" else model.with_name("model-int8")), out / "bundle"
+    build_bundle(served, dataset.documents, bundle, vectors=vectors_ND, progress=False, replace=True, lexical=False)
+    result = measure_bundle(bundle, folder, plan)
     result["fingerprint"] = job.figures
     figures.parent.mkdir(parents=True, exist_ok=True)
     partial = figures.with_suffix(".partial")

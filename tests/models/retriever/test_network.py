@@ -12,7 +12,17 @@ from torch.nn.functional import normalize
 
 from models.export import cache_names, export_decoder, export_encoder
 from models.quantizers.hhq import HHQ, HHQSettings
-from models.retriever.network import Decoder, DecoderShape, Encoder, Retriever, load_backbone, path_points
+from models.retriever.network import (
+    Decoder,
+    DecoderShape,
+    Dropout,
+    Encoder,
+    Retriever,
+    attend,
+    attention_bias,
+    load_backbone,
+    path_points,
+)
 
 SHAPE = DecoderShape(layers=2, heads=2, width=16, embedding=12, memory=24, max_steps=5, dropout=0.3)
 
@@ -158,6 +168,63 @@ def test_export_leaves_training_mode_as_it_was(encoder: Encoder, decoder: Decode
     export_encoder(encoder, decoder, tmp_path / "encoder.onnx")
     assert not encoder.training
     assert not decoder.training
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_that_learns_is_attention_that_serves(causal: bool) -> None:
+    """The plain products and torch's fused kernel give the same values and gradients, padding and future left out."""
+    given = [torch.randn(3, 2, 5, 8, requires_grad=True) for _ in range(3)]
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]])
+    bias = None if causal else attention_bias(mask, torch.float32)
+    learnt = attend(*given, bias)
+    with torch.no_grad():
+        torch.testing.assert_close(attend(*given, bias), learnt, atol=1e-6, rtol=1e-5)
+    fused = torch.nn.functional.scaled_dot_product_attention(*given, attn_mask=bias, is_causal=causal)
+    weight = torch.randn_like(fused)
+    for mine, theirs in zip(
+        torch.autograd.grad((learnt * weight).sum(), given), torch.autograd.grad((fused * weight).sum(), given),
+        strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_an_encoder_that_learns_says_what_it_says_when_it_serves(tiny_encoder: Path) -> None:
+    """Plain attention while it learns, fused while it does not, one result."""
+    encoder = Encoder(load_backbone(str(tiny_encoder)))
+    ids, mask = some_queries()
+    implementations, vectors = [], []
+    for mode in (True, False):
+        encoder.train(mode)
+        implementations.append(encoder.backbone.config._attn_implementation)  # type: ignore[union-attr]
+        vectors.append(encoder(ids, mask)[0].detach())
+    assert implementations == ["eager", "sdpa"]
+    torch.testing.assert_close(*vectors, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_its_share_and_keeps_the_mean(dtype: torch.dtype) -> None:
+    given = torch.ones(41, 1003, dtype=dtype)  # not a whole number of draws
+    dropout = Dropout(0.25)
+    torch.manual_seed(7)
+    left = dropout(given)
+    assert left.dtype == dtype
+    assert float((left == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
+    assert set(left.float().unique().tolist()) == {0.0, float(torch.tensor(4 / 3, dtype=dtype))}
+    assert not torch.equal(left, dropout(given)), "other draws"
+    torch.manual_seed(7)
+    assert torch.equal(left, dropout(given)), "the same draws by the same seed"
+    columns = (left == 0).float().mean(0)
+    assert float(columns.max()) < 0.6, "no place is dropped always"
+    assert torch.equal(dropout.eval()(given), given)
+    assert torch.equal(Dropout(0.0)(given), given)
+
+
+def test_gradients_pass_where_nothing_was_dropped() -> None:
+    given = torch.ones(50, 20, requires_grad=True)
+    left = Dropout(0.5)(given)
+    left.sum().backward()
+    assert given.grad is not None
+    assert torch.equal(given.grad, left.detach())
 
 
 def test_dropout_of_a_loaded_encoder_is_what_was_asked_for(tiny_encoder: Path) -> None:

@@ -320,6 +320,20 @@ def test_a_run_that_goes_on_remembers_its_patience_and_its_teacher(
     assert served == pytest.approx(weight / max(share, 1.0)), "no epoch moves what held-out queries said"
 
 
+def test_held_out_queries_are_walked_as_often_as_asked(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """Every second epoch and after the last; how often changes nothing that is learnt."""
+    often, seldom = (tmp_path / name for name in ("often", "seldom"))
+    for out, every in ((often, 1), (seldom, 2)):
+        stage = DECODE | {"epochs": 3, "validate_every": every, "patience": 0}
+        training.run(tiny_recipe(tiny_encoder, stage=[stage]), [tiny_data], out)
+    walked = [
+        [row["epoch"] for row in log_of(out) if "epoch" in row and "guided_mrr" in row] for out in (often, seldom)
+    ]
+    assert walked == [[1, 2, 3], [2, 3]]
+    losses = [[row["guided_loss"] for row in log_of(out) if "epoch" in row] for out in (often, seldom)]
+    assert losses[0] == losses[1]
+
+
 def test_what_is_held_out_is_not_trained_on_under_another_document(
     tiny_encoder: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -455,6 +469,8 @@ DECODE = {"name": "decode", "objective": "decode", "epochs": 6, "batch": 32, "de
         ({"objective": {"generative": 0, "guided": 0}}, "a decode stage would learn nothing"),
         ({"stage": [TUNE | {"decoder_lr": 1e-3}, DECODE]}, "stage 'tune': a contrast stage .*, remove decoder_lr"),
         ({"stage": [TUNE | {"patience": 2, "anchor": 1}, DECODE]}, "stage 'tune': .*, remove patience and anchor"),
+        ({"stage": [TUNE | {"validate_every": 2}, DECODE]}, "stage 'tune': .*, remove validate_every"),
+        ({"stage": [DECODE | {"patience": 2, "validate_every": 2}]}, "patience counts epochs, so validate_every must"),
         ({"stage": [DECODE | {"anchor": 2.0}]}, "stage 'decode': anchor is 2.0 and encoder_lr 0: .* set encoder_lr"),
         (
             {"objective": {"guided": 0}, "default_scoring": "guided"},
