@@ -59,7 +59,7 @@ def _head(plan: Plan, results: Mapping[str, Any], command: str) -> Iterator[str]
     yield "# Five systems side by side"
     yield ""
     yield f"Made by `{command}`: {done} of {len(list(places(plan)))} trainings are done."
-    yield "All cells of a data set share one tuned encoder, frozen. Means"
+    yield f"All cells of a data set share one tuned encoder, frozen; models are measured in {plan.precision}. Means"
     yield f"over seeds ± the deviation of one; retrieval lexicographic at beam {BEAM}, deep measures at beam"
     yield f"{max(plan.beams)}; `fused` ranks what a generative walk found by log P + weight · cosine. A reproduction:"
     yield "sizes are a hundredth of the papers'."

@@ -37,13 +37,12 @@ from service.http.shared import (
 )
 from service.index.documents import Document
 from service.search.codes import CodeSearch
-from service.search.options import MODES, Mode, SearchOptions
-from service.search.pipeline import NO_CODES, NO_WORDS
+from service.search.modes import Has, served, ways_of
+from service.search.options import SearchOptions
 
 MAX_RESULTS = 16_384  # of a batch
 MAX_BEAMS = 16_384  # of a batch; each keeps the decoder's keys and values of its path
 UNWALKED = ("hamming", "lexical")
-NO_JOIN = f"{NO_CODES}, and {NO_WORDS}"
 IDLE: dict[str, tuple[str, ...]] = {  # fields that have nothing to act on in a mode
     "generative": ("level", "lexical_weight"),
     "hamming": ("beam_width", "explain", "lexical_weight", "ranking", "scoring"),
@@ -122,7 +121,7 @@ async def info(shared: FromApp) -> Response:
             max_query_characters=limits.max_query_characters,
             max_top_k=limits.max_top_k,
             max_hamming_top_k=limits.max_hamming_top_k,
-            modes=[mode for mode in MODES if _offers(shared.engine, mode)],
+            modes=served(_has(shared.engine)),
             lexical_weight=None if shared.engine.pipeline.words is None else manifest.model.lexical_weight,
             codes=None if codes is None else _codes_info(codes),
         )
@@ -179,13 +178,14 @@ def check_size(wanted: Search) -> None:
             raise invalid(f"#/{name}", detail)
 
 
-def _offers(engine: Engine, mode: Mode) -> bool:
-    codes, words = engine.pipeline.codes is not None, engine.pipeline.words is not None
-    return {"generative": True, "hamming": codes, "lexical": words, "hybrid": codes or words}[mode]
+def _has(engine: Engine) -> Has:
+    pipeline = engine.pipeline
+    weight = pipeline.bundle.manifest.model.lexical_weight
+    return Has(pipeline.codes is not None, pipeline.words is not None, weight)
 
 
 def _check_mode(body: SearchRequest, engine: Engine) -> None:
-    """Raise a 422 where the bundle cannot serve the mode, or where a field has nothing to act on in it."""
+    """Raise a 422 where a field has nothing to act on in the mode, or names codes that the bundle has not."""
     for name in IDLE[body.mode]:
         cosine = name == "ranking" and body.ranking == "cosine" and body.mode in ("hamming", "hybrid")
         given = getattr(body, name)
@@ -195,9 +195,6 @@ def _check_mode(body: SearchRequest, engine: Engine) -> None:
         check_level(needed_codes(engine, "#/level" if body.mode == "hybrid" else "#/mode"), body.level)
     if body.mode == "hybrid" and body.ranking == "cosine" and body.lexical_weight:
         raise invalid("#/lexical_weight", "does nothing with ranking cosine, which leaves words out: leave out one")
-    leaves_words_out = body.mode == "hybrid" and (body.ranking == "cosine" or body.lexical_weight == 0)
-    if not _offers(engine, body.mode) or (leaves_words_out and engine.pipeline.codes is None):
-        raise invalid("#/mode", f"needs what this bundle has not: {NO_WORDS if body.mode == 'lexical' else NO_JOIN}")
 
 
 def _search_of(body: SearchRequest, engine: Engine) -> Search:
@@ -216,6 +213,10 @@ def _search_of(body: SearchRequest, engine: Engine) -> Search:
         level=body.level,
         lexical_weight=body.lexical_weight,
     )
+    try:
+        ways_of(options, _has(engine))
+    except ValueError as error:
+        raise invalid("#/mode", f"cannot be served: {error}") from None
     return Search(body.texts(), options, body.text_histories(), frozenset(body.include))
 
 

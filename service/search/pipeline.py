@@ -9,7 +9,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from time import perf_counter
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from service.model.session import Device
 from service.search.codes import CodeSearch, HammingOptions, open_code_search
 from service.search.hybrid import OVERSAMPLING, Positions, Words, join
 from service.search.lexical import LexicalSearch, Tokens, open_lexical_search
+from service.search.modes import NO_CODES, NO_WORDS, Has, ways_of, weight_of_words
 from service.search.options import Answer, Beam, Hit, SearchOptions
 from service.search.ranking import Ranked, rank
 from service.search.rescoring import Neighbours
@@ -28,17 +28,6 @@ from service.search.tables import Scoring, WalkTables
 from service.search.walk import Beams, Step, walk
 
 __all__ = ["Answer", "Beam", "Hit", "Pipeline", "SearchOptions"]
-
-NO_CODES = "no packed codes: index with a model that has an adapter (recipe qama)"
-NO_WORDS = "no index of words: index again without --no-lexical"
-
-
-class Ways(NamedTuple):
-    """What a search does: walk the trie, scan packed codes, look for words."""
-
-    walk: bool
-    scan: bool
-    words: bool
 
 
 class Pipeline:
@@ -97,7 +86,7 @@ class Pipeline:
         if not queries:
             return []
         options = options or SearchOptions()
-        ways = self.check_mode(options)
+        ways = ways_of(options, self._has)
         decodes = self.check_scoring(options.scoring) != "geometric" and ways.walk
         clock = StageClock()
         encoded = self.encoder.encode_queries(queries, histories, memory=decodes)
@@ -110,7 +99,7 @@ class Pipeline:
         Raises:
             ValueError: as `search`.
         """
-        scoring, ways = self.check_scoring(options.scoring), self.check_mode(options)
+        scoring, ways = self.check_scoring(options.scoring), ways_of(options, self._has)
         clock = clock or StageClock()
         found: list[list[Positions]] = []  # of each way but the walk, the candidates of each query
 
@@ -160,31 +149,16 @@ class Pipeline:
             raise ValueError(f"this bundle does not offer scoring {chosen!r}: it offers {', '.join(manifest.scorings)}")
         return chosen
 
-    def check_mode(self, options: SearchOptions) -> Ways:
-        """Return what a mode does with this bundle; raises ValueError for a mode that it cannot serve."""
-        mode, joins = options.mode, options.mode == "hybrid"
-        if mode == "hamming":
-            self.check_codes()
-        if mode == "lexical":
-            self.check_words()
-        scan = mode == "hamming" or (joins and self.codes is not None)
-        words = mode == "lexical" or (joins and self.words is not None and self.lexical_weight(options) > 0)
-        if joins and not (scan or words):
-            raise ValueError(f"this bundle has nothing to join the walk with: {NO_CODES}, and {NO_WORDS}")
-        return Ways(mode in ("generative", "hybrid"), scan, words)
+    @property
+    def _has(self) -> Has:
+        weight = self.bundle.model.manifest.lexical_weight
+        return Has(self.codes is not None, self.words is not None, weight)
 
     def check_words(self) -> LexicalSearch:
         """Return the search over words; raises ValueError for a bundle without an inverted index."""
         if self.words is None:
             raise ValueError(f"this bundle has {NO_WORDS}")
         return self.words
-
-    def lexical_weight(self, options: SearchOptions) -> float:
-        """The weight of words in the mode `hybrid`: what is asked for, or the model's; none with ranking `cosine`."""
-        if options.ranking == "cosine":
-            return 0.0
-        own = self.bundle.model.manifest.lexical_weight
-        return own if options.lexical_weight is None else options.lexical_weight
 
     def check_codes(self) -> CodeSearch:
         """Return the search over packed codes; raises ValueError for a bundle without any."""
@@ -244,7 +218,7 @@ class Pipeline:
         """Order what all ways found: by cosine, decoder and words; in the mode `lexical` by words alone."""
         words: Words | None = None
         if tokens_Q is not None:
-            cosine, share = (0.0, 1.0) if options.mode == "lexical" else (1.0, self.lexical_weight(options))
+            cosine, share = (0.0, 1.0) if options.mode == "lexical" else (1.0, weight_of_words(options, self._has))
             words = Words(self.check_words(), tokens_Q, cosine, share)
         candidates = [np.concatenate(positions) for positions in zip(*found, strict=True)]
         return join(walked, candidates, vectors_QD, self.bundle.vectors, options.top_k, said_QB, words)
