@@ -15,9 +15,7 @@ The dropped tokens are stored, not the counts: documents that come later are sho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -111,38 +109,3 @@ def top_codes(codes_N: NDArray[np.integer[Any]], size: int, top: int) -> NDArray
     counts_K = np.bincount(codes_N[codes_N >= 0], minlength=size)
     order: NDArray[np.int64] = np.argsort(-counts_K, kind="stable")[:top]
     return order
-
-
-def capacity(codes: int, levels: int, top: int) -> int:
-    """Give the capacity of SIDs of variable length as the paper has it (4.2): M^L + K (M^(L−2) − M^(L−1)).
-
-    A straight line from M^L (K = 0) to M^(L−1) (K = M, the level removed), and a lower bound: see `distinct_paths`.
-
-    Args:
-        codes: M of every level.
-        levels: L, at least 2.
-        top: K, 0 to M.
-    """
-    _check_sizes((codes,) * levels, 2, top)
-    return int(codes**levels + top * (codes ** (levels - 2) - codes ** (levels - 1)))
-
-
-def distinct_paths(level_sizes: Sequence[int], level: int, top: int) -> int:
-    """Count the SIDs that there can be when the top K codes of a level are dropped.
-
-    Kept: (M − K) M^(L−1). Dropped: all K codes leave the same shorter SID, M^(L−1) together, where the paper's formula
-    counts K M^(L−2). So the first dropped code costs nothing, and every further one M^(L−1).
-
-    Args:
-        level_sizes: codes of each level.
-        level: the crowded one, counted from 1.
-        top: K, 0 to the codes of that level.
-    """
-    _check_sizes(level_sizes, level, top)
-    others = prod(level_sizes[: level - 1]) * prod(level_sizes[level:])
-    return (level_sizes[level - 1] - top) * others + (others if top else 0)
-
-
-def _check_sizes(level_sizes: Sequence[int], level: int, top: int) -> None:
-    if not 2 <= level <= len(level_sizes) or not 0 <= top <= level_sizes[level - 1]:
-        raise QuantizerError(f"the top {top} codes of level {level} of {list(level_sizes)}: there are none such")

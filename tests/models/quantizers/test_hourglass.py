@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from models.quantizers.base import Quantizer, QuantizerError, codes_to_tokens, make_quantizer
-from models.quantizers.hourglass import Hourglass, capacity, distinct_paths, top_codes
+from models.quantizers.hourglass import Hourglass, top_codes
 from models.quantizers.quality import measure_sids
 from service.model.quantizer import assign_sids, reconstruct
 
@@ -93,29 +90,6 @@ def test_dropping_top_codes_evens_the_level(vectors: NDArray[np.float32]) -> Non
     assert thinned.largest < plain.largest
     assert thinned.documents < plain.documents == 600
     assert thinned.dead == plain.dead + 3
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.integers(2, 4), min_size=2, max_size=4), st.data())
-def test_paths_are_counted_as_there_are(sizes: list[int], data: st.DataObject) -> None:
-    level = data.draw(st.integers(2, len(sizes)))
-    top = data.draw(st.integers(0, sizes[level - 1]))
-    dropped = range(top)  # which of them makes no difference
-    sids = set()
-    for path in product(*(range(size) for size in sizes)):
-        sids.add(tuple((n, code) for n, code in enumerate(path, 1) if not (n == level and code in dropped)))
-    assert distinct_paths(sizes, level, top) == len(sids)
-
-
-@given(codes=st.integers(2, 4096), levels=st.integers(2, 6), data=st.data())
-def test_the_papers_capacity_is_a_line_between_both_ends_and_a_lower_bound(
-    codes: int, levels: int, data: st.DataObject
-) -> None:
-    top = data.draw(st.integers(0, codes))
-    assert capacity(codes, levels, 0) == codes**levels
-    assert capacity(codes, levels, codes) == codes ** (levels - 1)
-    assert capacity(codes, levels, top) == codes**levels + top * codes ** (levels - 2) - top * codes ** (levels - 1)
-    assert capacity(codes, levels, top) <= distinct_paths((codes,) * levels, 2, top)
 
 
 def test_top_codes_are_those_that_most_documents_have() -> None:
