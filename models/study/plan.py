@@ -45,7 +45,7 @@ class Plan(BaseModel):
     Attributes:
         seeds: every cell is trained with each, unless it names some.
         data: names of folders in the BEIR layout.
-        beams: beam widths that are measured; deep measures are taken at the widest.
+        beams: beam widths that are measured; deep measures are taken at the widest, which the decoder alone walks.
         queries: the first so many judged test queries are asked; 0 for all.
         precision: of the model that is measured; training exports both.
         encoder: the recipe whose contrast stages tune a data set's encoder.

@@ -15,7 +15,7 @@ import json
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -216,31 +216,41 @@ def document_vectors(model: Path, dataset: Dataset, recipe: Recipe) -> NDArray[n
 
 
 def measure_bundle(path: Path, folder: Path, plan: Plan) -> dict[str, Any]:
-    """All figures of a bundle: its SIDs, retrieval by every scoring, deep measures, head and tail."""
-    settings = Settings(rankings=RANKED, beams=plan.beams, limit=plan.queries, free_queries=200, words=False)
-    widest: dict[str, list[list[str]]] = {}
+    """All figures of a bundle: its SIDs, retrieval by every scoring, deep measures, head and tail.
+
+    The widest beam, of which the deep measures are, is walked by the decoder alone: it costs more than all others.
+    """
+    widest = max(plan.beams)
+    far: list[list[str]] = []  # documents of every query, of the widest walk
 
     def keep_widest(walk: Walk) -> None:
-        if walk.beam == max(plan.beams):
-            widest[walk.scoring] = [[hit.id for hit in hits] for hits in walk.hits]
+        if walk.beam == widest:
+            far.extend([hit.id for hit in hits] for hits in walk.hits)
 
+    with closing(open_bundle(path)) as bundle:
+        offered = bundle.manifest.model.scorings
+    alone = "generative" if "generative" in offered else "geometric"
+    settings = Settings(
+        scorings=(alone,), rankings=RANKED, beams=plan.beams, limit=plan.queries, free_queries=200, words=False
+    )
     compared = evaluate(path, folder, settings, keep_widest)
+    rows = [*compared.rows]
+    if others := tuple(scoring for scoring in offered if scoring != alone):
+        narrower = tuple(beam for beam in plan.beams if beam != widest) or plan.beams
+        rest = replace(settings, scorings=others, beams=narrower, baselines=False, codes=False)
+        rows += evaluate(path, folder, rest).rows
     with closing(Pipeline(open_bundle(path))) as pipeline:
         history = pipeline.bundle.manifest.model.text.history_count
         dataset = load_dataset(folder, [*train_splits(folder), settings.split], history=history)
         task = make_task(dataset, settings, pipeline.bundle)
         asked = {d.id: int(n) for d, n in zip(dataset.documents, dataset.popularity(), strict=True)}
-        deep = {
-            scoring: measure_far_down(dict(zip(task.ids, found, strict=True)), task, asked)
-            for scoring, found in widest.items()
-        }
-        alone = "generative" if "generative" in widest else "geometric"
+        deep = {alone: measure_far_down(dict(zip(task.ids, far, strict=True)), task, asked)}
         given = measure_given_first(pipeline, first_queries(task, GIVEN_QUERIES), alone, BEAM)
     sids = report_sids(load_sids(path), asked).as_json()
     for level in sids["levels"]:
         del level["counts"]  # a number for every code
     counts = {"documents": compared.documents, "queries": compared.queries}
-    return counts | {"rows": [asdict(row) for row in compared.rows], "sids": sids, "deep": deep, "given": given}
+    return counts | {"rows": [asdict(row) for row in rows], "sids": sids, "deep": deep, "given": given}
 
 
 def measure_far_down(run: dict[str, list[str]], task: Task, asked: dict[str, int]) -> dict[str, Any]:
