@@ -1,6 +1,6 @@
 """Export of a trained retriever to the two ONNX graphs of the model contract (docs/architecture.md).
 
-The graphs are checked against torch by `parity` in the training command and in the tests.
+Tests hold them against torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from models.int8 import quantize
 from models.retriever.network import Decoder, Encoder
+from service.model.decoder import cache_names
 
 OPSET = 18
 
@@ -56,11 +58,6 @@ class DecoderGraph(nn.Module):
         return (hidden, *(tensor for pair in present for tensor in pair), *reached)
 
 
-def cache_names(kind: str, layers: int) -> list[str]:
-    """Names of the tensors of a cache in graph order: kind_key_0, kind_value_0, kind_key_1, …."""
-    return [f"{kind}_{half}_{layer}" for layer in range(layers) for half in ("key", "value")]
-
-
 def export_encoder(encoder: Encoder, decoder: Decoder | None, path: Path, int8: bool = False) -> None:
     """Write `encoder.onnx`: axes Q and S are free."""
     layers = decoder.shape.layers if decoder is not None else 0
@@ -91,7 +88,7 @@ def export_decoder(decoder: Decoder, path: Path, int8: bool = False) -> None:
         *(torch.randn(q, b, shape.heads, t, head) for _ in past),
     )
     if shape.bearing:
-        past, present = [*past, "vector", "past_point"], [*present, "present_point"]
+        past, present = (*past, "vector", "past_point"), (*present, "present_point")
         axes |= {"vector": {0: "Q"}, "past_point": {0: "Q", 1: "B"}, "present_point": {0: "Q", 1: "B"}}
         example = (*example, torch.randn(q, shape.embedding), torch.randn(q, b, shape.embedding))
     inputs = ["embedding", "step", "attention_mask", *memory, *past]
@@ -135,14 +132,3 @@ def _evaluating(graph: nn.Module) -> Iterator[None]:
         yield
     finally:
         graph.train(was_training)
-
-
-def quantize(source: Path, target: Path) -> None:
-    """Dynamic int8: weights of matrix products per output channel, embedding tables per table."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    prepared = source.with_suffix(".prepared.onnx")
-    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-    quantize_dynamic(str(prepared), str(target), per_channel=True, weight_type=QuantType.QInt8)
-    prepared.unlink()

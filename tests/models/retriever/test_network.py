@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from models.export import cache_names, export_decoder, export_encoder
+from models.export import export_decoder, export_encoder
 from models.quantizers.hhq import HHQ, HHQSettings
 from models.retriever.network import (
     Decoder,
@@ -23,6 +23,7 @@ from models.retriever.network import (
     load_backbone,
     path_points,
 )
+from service.model.decoder import cache_names
 
 SHAPE = DecoderShape(layers=2, heads=2, width=16, embedding=12, memory=24, max_steps=5, dropout=0.3)
 
@@ -156,7 +157,30 @@ def test_int8_stays_near_float32(encoder: Encoder, decoder: Decoder, tmp_path: P
         onnxruntime.InferenceSession(tmp_path / f"{i}.onnx").run(["vector"], feed)[0] for i in (False, True)
     )
     assert not np.array_equal(exact, rough)
-    assert (exact * rough).sum(1).min() > 0.97
+    assert (exact * rough).sum(1).min() > 0.999
+
+
+def test_int8_vectors_do_not_depend_on_their_company(encoder: Encoder, decoder: Decoder, tmp_path: Path) -> None:
+    """A text beside others is what it is alone, and so is a beam: scales are of rows, not of batches."""
+    export_encoder(encoder, decoder, tmp_path / "encoder.onnx", int8=True)
+    export_decoder(decoder, tmp_path / "decoder.onnx", int8=True)
+    ids, mask = some_queries()
+    encode = onnxruntime.InferenceSession(tmp_path / "encoder.onnx")
+    together = encode.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+    alone = [
+        encode.run(None, {"input_ids": ids[row : row + 1].numpy(), "attention_mask": mask[row : row + 1].numpy()})
+        for row in range(len(ids))
+    ]
+    for number, whole in enumerate(together):
+        np.testing.assert_allclose(whole, np.concatenate([results[number] for results in alone]), atol=1e-6)
+    decode = onnxruntime.InferenceSession(tmp_path / "decoder.onnx")
+    feed = {"embedding": normalize(torch.randn(3, 6, 12), dim=-1).numpy(), "attention_mask": mask.numpy()}
+    feed["embedding"][2] *= 50  # an outlier
+    feed |= dict(zip(cache_names("memory", 2), together[1:], strict=True))
+    feed |= {name: torch.randn(3, 6, 2, 2, 8).numpy() for name in cache_names("past", 2)}
+    hidden = decode.run(["hidden"], feed | {"step": np.array([2])})[0]
+    first = {name: array[:1] for name, array in feed.items()}
+    np.testing.assert_allclose(decode.run(["hidden"], first | {"step": np.array([2])})[0], hidden[:1], atol=1e-6)
 
 
 def test_export_leaves_training_mode_as_it_was(encoder: Encoder, decoder: Decoder, tmp_path: Path) -> None:

@@ -48,6 +48,20 @@ def test_queries_of_a_batch_are_what_they_are_alone(model: Model, encoder: Encod
             np.testing.assert_allclose(memory[row, :, : len(ids)], expected[name][0], atol=1e-6)
 
 
+def test_the_shipped_model_reads_a_text_alike_in_any_company() -> None:
+    """Decision 17: an int8 graph whose scales are of batches gives a cosine of .99."""
+    shipped = open_model(Path(__file__).parents[3] / "models" / "pretrained" / "model")
+    encoder = Encoder(shipped.encoder_file, shipped.tokenizer_file, shipped.manifest.text, threads=1)
+    texts = ["read a csv file", "how to sort a list of dictionaries by the values of one of their keys", "regex"]
+    together = encoder.encode_queries(texts)
+    for row, text in enumerate(texts):
+        single = encoder.encode_queries([text])
+        np.testing.assert_allclose(together.vectors_QD[row], single.vectors_QD[0], atol=1e-5)
+        length = int(together.attention_mask_QS[row].sum())
+        for name, memory in single.memory.items():
+            np.testing.assert_allclose(together.memory[name][row, :, :length], memory[0, :, :length], atol=1e-4)
+
+
 def test_vectors_are_unit_vectors(encoder: Encoder) -> None:
     np.testing.assert_allclose(np.linalg.norm(encoder.encode_queries(TEXTS).vectors_QD, axis=1), 1, atol=1e-5)
 
