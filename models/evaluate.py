@@ -23,13 +23,14 @@ from models.evaluate_codes import hamming_results, measure_cascades
 from models.free_decoding import decode_freely, step_choices, valid_share
 from models.measures import DEPTH, measure
 from models.runs import write_run
-from models.task import EncodedQueries, Settings, Task, make_task, seen_in_train, untuned_vectors
+from models.task import SAMPLED, EncodedQueries, Settings, Task, make_task, seen_in_train, untuned_vectors
 from service.index.bundle import Bundle, open_bundle
 from service.ops.progress import progress_bar
 from service.search.codes import CodeSearch
+from service.search.options import MAX_TOP_K
 from service.search.pipeline import Answer, Hit, Pipeline, SearchOptions
 
-CANDIDATES = 1000  # asked of the pipeline, so that every ranking can reorder all of a walk's documents
+CANDIDATES = MAX_TOP_K  # asked of the pipeline, so that every ranking can reorder all of a walk's documents
 FREE_BATCH = 8  # queries decoded together without the trie: Q·B·T scores stay in the cache
 
 Result = list[tuple[str, float]]  # document ids with scores, best first
@@ -209,9 +210,15 @@ def _rankings(
 
 
 def reorder(hits: Sequence[Hit], ranking: str, fusion_weight: float) -> Result:
-    """Rank a walk's candidates: ids with the score of the ranking, best first, ties as in the pipeline."""
+    """Rank a walk's candidates: ids with the score of the ranking, best first, ties as in the pipeline.
+
+    The service enumerates a leaf by cosine; `sampled` is what HHQ does instead: always the same order of the same hits.
+    """
     if ranking == "lexicographic":
         scored = [((hit.beam_score, hit.cosine), hit.beam_score, hit) for hit in hits]
+    elif ranking == SAMPLED:
+        draws = np.random.default_rng([hit.position for hit in hits]).random(len(hits)).tolist()
+        scored = [((hit.beam_score, draw), hit.beam_score, hit) for hit, draw in zip(hits, draws, strict=True)]
     elif ranking == "cosine":
         scored = [((hit.cosine, 0.0), hit.cosine, hit) for hit in hits]
     else:
@@ -234,7 +241,7 @@ def free_shares(pipeline: Pipeline, task: Task, settings: Settings, sids: set[tu
             rows = slice(start, start + FREE_BATCH)
             encoded = pipeline.encoder.encode_queries(texts[rows], histories[rows])
             step, width = decoder.start(encoded), max(settings.beams)
-            found = decode_freely(step, len(texts[rows]), tables.tokens_TE, tables.token_scale_T, width, choices)
+            found = decode_freely(step, len(texts[rows]), tables.tokens_TE, tables.token_scale_T, width, choices, sids)
             beams.append(found.tokens)
             advance(len(texts[rows]))
     return valid_share(np.concatenate(beams), sids, settings.beams)

@@ -4,13 +4,15 @@ Shapes: Q queries, B beams, K choices, T tokens (row T of the table is the start
 
 The Hourglass paper (section 4.4) reports the share for the first k beams, SA2CRQ (section 3.1) its complement, Hallu.
 The beam search is a plain one: a step may write every code of its level, whatever stands before. Levels have codebooks
-of their own, so a code of another level is no answer that a decoder could give.
+of their own, so a code of another level is no answer that a decoder could give. There is no end token: a beam ends
+where what it wrote is a whole semantic ID of the index, as in the walk (decision 2). Were it to go on, short IDs would
+be written many times over, with endings that mean nothing, and each would count as made up.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +20,13 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
 Step = Callable[[FloatArray, int, NDArray[np.int64] | None], FloatArray]
+Sid = tuple[int, ...]
+ENDED = -1  # stands for no token, behind a beam's end
 
 
 @dataclass(frozen=True, eq=False)
 class FreeBeams:
-    """What free decoding wrote: tokens (Q, B, L) int64, best first, with log-probabilities (Q, B) float32."""
+    """What free decoding wrote: tokens (Q, B, L) int64, best first, -1 behind a beam's end; log P (Q, B) float32."""
 
     tokens: NDArray[np.int64]
     log_probabilities: FloatArray
@@ -35,8 +39,9 @@ def decode_freely(
     scale_T: FloatArray,
     beam_width: int,
     choices: Sequence[NDArray[np.int64]],
+    valid: Collection[Sid],
 ) -> FreeBeams:
-    """Beam search over each step's choices, normalised over them.
+    """Beam search over each step's choices, normalised over them; a beam that wrote a whole SID keeps its score.
 
     Args:
         step: one decoder step: embeddings (Q, B, E), step number, parents (Q, B) → hidden (Q, B, E).
@@ -45,21 +50,28 @@ def decode_freely(
         scale_T: (T,) the logit of token t is scale[t] · hidden · token.
         beam_width: B; fewer where there are fewer continuations.
         choices: for each step the tokens (K,) that it may write, see `step_choices`.
+        valid: the SIDs of the index, as tokens.
     """
     tokens_QBL = np.zeros((queries, 1, 0), dtype=np.int64)
     score_QB = np.zeros((queries, 1), dtype=np.float32)
     embeddings_QBE = np.broadcast_to(tokens_TE[-1], (queries, 1, tokens_TE.shape[1])).astype(np.float32)
     parents_QB: NDArray[np.int64] | None = None
+    ended_QB = np.zeros((queries, 1), dtype=np.bool_)
     for number, choices_K in enumerate(choices):
         hidden_QBE = step(np.ascontiguousarray(embeddings_QBE), number, parents_QB)
         total_QBK = score_QB[..., None] + log_softmax(hidden_QBE @ tokens_TE[choices_K].T * scale_T[choices_K])
+        total_QBK[ended_QB] = -np.inf
+        total_QBK[..., 0][ended_QB] = score_QB[ended_QB]  # its one way on: to stay what it is
         flat_QX = total_QBK.reshape(queries, -1)
         best_QB = np.argsort(-flat_QX, axis=1, kind="stable")[:, :beam_width]
         score_QB = np.take_along_axis(flat_QX, best_QB, axis=1)
-        parents_QB, chosen_QB = best_QB // len(choices_K), choices_K[best_QB % len(choices_K)]
+        parents_QB = best_QB // len(choices_K)
+        ended_QB = np.take_along_axis(ended_QB, parents_QB, axis=1)
+        chosen_QB = np.where(ended_QB, ENDED, choices_K[best_QB % len(choices_K)])
         before_QBL = np.take_along_axis(tokens_QBL, parents_QB[..., None], axis=1)
         tokens_QBL = np.concatenate([before_QBL, chosen_QB[..., None]], axis=2)
-        embeddings_QBE = tokens_TE[chosen_QB]
+        ended_QB |= np.array([[_written(row) in valid for row in rows] for rows in tokens_QBL.tolist()])
+        embeddings_QBE = tokens_TE[chosen_QB]  # of an ended beam some vector: its hidden state is not read
     return FreeBeams(tokens_QBL, score_QB)
 
 
@@ -88,24 +100,15 @@ def log_softmax(logits: FloatArray) -> FloatArray:
     return result
 
 
-def valid_share(tokens_QBL: NDArray[np.int64], valid: set[tuple[int, ...]], widths: Sequence[int]) -> dict[int, float]:
-    """Give, for each width, the share of the first so many beams that are semantic IDs of the index, each counted once.
+def valid_share(tokens_QBL: NDArray[np.int64], valid: Collection[Sid], widths: Sequence[int]) -> dict[int, float]:
+    """Give, for each width, the share of the first so many beams that are semantic IDs of the index.
 
-    There is no end token: a sequence stands for the shortest beginning of it that is a whole semantic ID. What follows
-    means nothing, so sequences that differ only there are one ID written twice, and a short ID gains nothing by them.
+    No beam writes what another wrote: see `decode_freely`. Queries with fewer beams than a width are judged by those.
     """
-    lengths = sorted({len(sid) for sid in valid})
-    hit_QB = np.array([_first_of_each(rows, valid, lengths) for rows in tokens_QBL.tolist()])
+    hit_QB = np.array([[_written(row) in valid for row in rows] for rows in tokens_QBL.tolist()])
     return {width: float(hit_QB[:, :width].mean()) for width in widths}
 
 
-def _first_of_each(rows: list[list[int]], valid: set[tuple[int, ...]], lengths: Sequence[int]) -> list[bool]:
-    """Mark the beams of a query that write a semantic ID which no better beam wrote."""
-    written: set[tuple[int, ...]] = set()
-    marks = []
-    for row in rows:
-        sid = next((tuple(row[:length]) for length in lengths if tuple(row[:length]) in valid), None)
-        marks.append(sid is not None and sid not in written)
-        if sid is not None:
-            written.add(sid)
-    return marks
+def _written(row: Sequence[int]) -> Sid:
+    """The tokens of a beam without what stands behind its end."""
+    return tuple(token for token in row if token != ENDED)

@@ -19,8 +19,11 @@ from service.index.bundle import Bundle, Model, open_model
 from service.model.encoder import Encoded, Encoder
 from service.ops.progress import progress_bar
 
-RANKINGS = ("lexicographic", "cosine", "fused")
+RANKINGS = ("lexicographic", "cosine", "fused")  # the service's
+SAMPLED = "sampled"  # as lexicographic, but a leaf's documents in an order drawn at random (HHQ, section 3.4)
 BEAMS = (10, 20, 50, 100)
+MAX_BEAM = 1000
+ORDER_SEED = 0  # of the judged queries, so that the first so many are a sample: files often follow the corpus
 KEPT_BYTES = 1 << 30  # of encoded queries that are kept from walk to walk
 
 
@@ -37,9 +40,9 @@ class Settings:
         codes: Hamming searches, where the bundle has packed codes.
         words: the modes `lexical` and `hybrid`, where the bundle has an index of words.
         untuned: a model folder, or a folder with docs.npy, docs.ids.txt, queries_<split>.npy and its ids.
-        free_queries: decode so many queries without the trie; 0 leaves the share of valid IDs out.
+        free_queries: decode so many queries, a sample, without the trie; 0 leaves the share of valid IDs out.
         batch: queries of a call.
-        limit: evaluate the first so many judged queries only; 0 for all.
+        limit: evaluate so many judged queries only, always the same sample; 0 for all.
         threads: of the pipeline.
         runs: folder for TREC runs, one file a row.
     """
@@ -60,10 +63,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for ranking in self.rankings:
-            if ranking not in RANKINGS:
-                raise DataError(f"ranking {ranking!r}: must be one of {', '.join(RANKINGS)}")
-        if not self.beams or any(not 1 <= beam <= 1000 for beam in self.beams):
-            raise DataError(f"beams {list(self.beams)}: need at least one width of 1 to 1,000")
+            if ranking not in (*RANKINGS, SAMPLED):
+                raise DataError(f"ranking {ranking!r}: must be one of {', '.join((*RANKINGS, SAMPLED))}")
+        if not self.beams or any(not 1 <= beam <= MAX_BEAM for beam in self.beams):
+            raise DataError(f"beams {list(self.beams)}: need at least one width of 1 to {MAX_BEAM:,}")
         if self.batch < 1 or self.limit < 0 or self.free_queries < 0:
             raise DataError(f"batch {self.batch}, limit {self.limit}, free queries {self.free_queries}: out of range")
 
@@ -74,7 +77,7 @@ class Task:
 
     Attributes:
         documents: in the order of the bundle.
-        ids: query ids.
+        ids: query ids, in an order drawn by a fixed seed.
         texts: query texts.
         histories: each query's earlier titles, oldest first.
         qrels: of these queries.
@@ -94,13 +97,14 @@ class Task:
 def make_task(dataset: Dataset, settings: Settings, bundle: Bundle) -> Task:
     """Choose the judged queries; refuse a bundle that lacks judged documents (with counts and examples)."""
     documents = bundle.documents.many(range(len(bundle.documents)))
-    ids = dataset.judged(settings.split)
-    ids = ids[: settings.limit] if settings.limit else ids
+    judged = dataset.judged(settings.split)
+    order = np.random.default_rng(ORDER_SEED).permutation(len(judged))
+    ids = [judged[row] for row in order[: settings.limit or len(judged)]]
     qrels = {query: dataset.qrels[settings.split][query] for query in ids}
     if not ids:
         raise DataError(f"{dataset.folder}: split {settings.split!r} has no query with a relevant document")
-    judged = (document for grades in qrels.values() for document in grades)
-    refuse_unknown(bundle.path, "judged document", judged, {document.id for document in documents})
+    asked = (document for grades in qrels.values() for document in grades)
+    refuse_unknown(bundle.path, "judged document", asked, {document.id for document in documents})
     texts = [dataset.queries[query] for query in ids]
     return Task(documents, ids, texts, [dataset.histories.get(query, ()) for query in ids], qrels)
 

@@ -15,12 +15,15 @@ import numpy as np
 from rich.table import Table
 
 from models.arrays import read_array
-from models.quantizers.base import FloatArray, make_quantizer
+from models.quantizers.base import FloatArray, Quantizer, make_quantizer
+from models.quantizers.hhq import HHQ, HHQSettings, paper_settings
 from models.quantizers.points import VectorError
 from models.quantizers.quality import measure_sids
 from models.unit import unit_rows
 from service.ops.progress import progress_bar
 
+HHQ_PAPER = "hhq_paper"  # HHQ without what is ours: see `paper_settings`
+SHOWN = ("hhq", HHQ_PAPER, "rq_kmeans")  # unless others are named
 HEADER = ("vectors", "system", "dims", "K", "levels", "p_unique", "cosine", "Gini by level")
 
 
@@ -83,7 +86,10 @@ def compare(
     seeds: Sequence[int] = (0,),
     dims: Sequence[int] = (),
 ) -> list[Compared]:
-    """Fit every system at every size with every seed on one file of vectors; no `dims` means all of them."""
+    """Fit every system at every size with every seed on one file of vectors; no `dims` means all of them.
+
+    Systems are those of recipes, and `hhq_paper`.
+    """
     vectors_ND = load_vectors(path)
     name = path.parent.name or path.stem
     reduced = [reduce_dims(vectors_ND, kept) for kept in dims or [vectors_ND.shape[1]]]
@@ -146,12 +152,18 @@ def plot(rows: Sequence[Compared], path: Path) -> None:
 def _measure(
     system: str, level_sizes: list[int], seed: int, vectors_ND: FloatArray
 ) -> tuple[float, float, tuple[float, ...]]:
-    quantizer = make_quantizer({"system": system, "level_sizes": level_sizes, "seed": seed})
+    quantizer = _make(system, level_sizes, seed)
     quantizer.fit(vectors_ND)
     codes_NL = quantizer.encode(vectors_ND)
     quality = measure_sids(codes_NL, quantizer.level_sizes)
     cosine = float((unit_rows(quantizer.reconstruct(codes_NL)) * vectors_ND).sum(1).mean())
     return quality.p_unique, cosine, tuple(level.gini for level in quality.levels)
+
+
+def _make(system: str, level_sizes: list[int], seed: int) -> Quantizer:
+    if system == HHQ_PAPER:
+        return HHQ(paper_settings(HHQSettings(level_sizes=tuple(level_sizes), seed=seed)))
+    return make_quantizer({"system": system, "level_sizes": level_sizes, "seed": seed})
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -12,7 +12,7 @@ through the chain of reflections.
 
 Beyond the paper, each switchable: dead codes are revived between epochs (the paper names collapse as a limit), the
 learning rate falls to zero on a cosine, and neighbours are kept apart (`separation`). `paper_settings()` gives the
-plain version.
+plain version, `hhq_paper` of `rhumb quantize`.
 """
 
 from __future__ import annotations

@@ -240,6 +240,8 @@ def _check(
         raise QualityError(f"semantic IDs must be whole numbers (N, L), got {codes_NL.dtype} of shape {codes_NL.shape}")
     if codes_NL.shape[1] != len(level_sizes):
         raise QualityError(f"semantic IDs have {codes_NL.shape[1]} levels, level sizes are {list(level_sizes)}")
+    if min(level_sizes) < 1:
+        raise QualityError(f"level sizes are {list(level_sizes)}: each must be at least 1")
     outside = (codes_NL < -1) | (codes_NL >= np.asarray(level_sizes))
     if outside.any():
         row, level = (int(i) for i in np.argwhere(outside)[0])

@@ -58,7 +58,7 @@ def load_sids(path: Path, level_sizes: tuple[int, ...] = (), ids: Path | None = 
     if path.is_dir():
         return _bundle_sids(path)
     codes = _load_codes(path)
-    sizes = level_sizes or tuple(int(k) + 1 for k in codes.max(axis=0))
+    sizes = level_sizes or tuple(max(int(k) + 1, 1) for k in codes.max(axis=0))  # a level may have been left out by all
     known = None if ids is None else [id_ for _, id_ in lines(ids)]
     if known is not None and len(known) != len(codes):
         raise DataError(f"{ids} names {len(known)} documents, {path} holds {len(codes)} rows")

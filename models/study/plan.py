@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.retriever.publish import Precision
 from models.retriever.recipe import Recipe, RecipeError, check_table, parse_recipe, read_table, read_toml
+from models.task import MAX_BEAM
 
 SHIPPED = Path(__file__).with_name("plan.toml")
 QUICK = Path(__file__).with_name("quick.toml")
@@ -38,6 +39,11 @@ class Cell(BaseModel):
     data: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
 
+    @property
+    def folder(self) -> str:
+        """Its name as a folder's."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
 
 class Plan(BaseModel):
     """All cells with what they share.
@@ -46,7 +52,7 @@ class Plan(BaseModel):
         seeds: every cell is trained with each, unless it names some.
         data: names of folders in the BEIR layout.
         beams: beam widths that are measured; deep measures are taken at the widest, which the decoder alone walks.
-        queries: the first so many judged test queries are asked; 0 for all.
+        queries: so many judged test queries are asked, a sample; 0 for all.
         precision: of the model that is measured; training exports both.
         encoder: the recipe whose contrast stages tune a data set's encoder.
         common: changes to every cell, before its own.
@@ -66,6 +72,23 @@ class Plan(BaseModel):
     history: dict[str, Any] = Field(default_factory=dict)
     cell: tuple[Cell, ...] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _check(self) -> Plan:
+        if out := [beam for beam in self.beams if not 1 <= beam <= MAX_BEAM]:
+            raise ValueError(f"beams: {out[0]} is not from 1 to {MAX_BEAM:,}")
+        folders: dict[str, str] = {}
+        for cell in self.cell:
+            if unknown := [name for name in cell.data if name not in self.data]:
+                raise ValueError(f"cell {cell.name!r}: data {unknown[0]!r} is none of the plan's {list(self.data)}")
+            if more := [seed for seed in cell.seeds if seed not in self.seeds]:
+                raise ValueError(f"cell {cell.name!r}: seed {more[0]} is none of the plan's {list(self.seeds)}")
+            if not cell.folder:
+                raise ValueError(f"cell {cell.name!r}: its name needs a letter or a digit, it names a folder")
+            if cell.folder in folders:
+                raise ValueError(f"cells {folders[cell.folder]!r} and {cell.name!r} would share a folder: rename one")
+            folders[cell.folder] = cell.name
+        return self
+
 
 @dataclass(frozen=True)
 class Place:
@@ -77,7 +100,7 @@ class Place:
 
     def under(self, out: Path) -> Path:
         """Where it is trained."""
-        return out / self.data / re.sub(r"[^a-z0-9]+", "-", self.cell.name.lower()).strip("-") / str(self.seed)
+        return out / self.data / self.cell.folder / str(self.seed)
 
     def file(self, figures: Path) -> Path:
         """Where its figures stay."""

@@ -9,6 +9,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+import models
+import service
 from models.retriever.recipe import Recipe
 
 
@@ -27,6 +29,12 @@ def cell_print(recipe: Recipe, encoder: str, asked: object = None) -> str:
 def data_print(folder: Path) -> str:
     """Of every file of a data set in the BEIR layout."""
     return _files(folder, [*folder.glob("*.jsonl"), *folder.glob("qrels/*.tsv")])
+
+
+def source_print() -> str:
+    """Of the code that trains and measures: every module of the packages `models` and `service`."""
+    packages = Path(models.__file__).parent, Path(service.__file__).parent
+    return _hash(*(_files(package.parent, package.rglob("*.py")) for package in packages))[:12]
 
 
 def _nameless(recipe: Recipe) -> str:

@@ -14,13 +14,15 @@ SHOWN = (
     ("p_unique", "p_unique"), ("cosine", "cosine"), ("Gini, level 1", "gini.1"), ("level 2", "gini.2"),
     ("length", "mean_length"), ("generative R@1", "generative.R@1"), ("R@10", "generative.R@10"),
     ("MRR@10", "generative.MRR@10"), ("fused R@1", "fused.R@1"), ("R@10", "fused.R@10"), ("MRR@10", "fused.MRR@10"),
-    ("geometric R@10", "geometric.R@10"),
+    ("geometric R@1", "geometric.R@1"), ("R@10", "geometric.R@10"), ("MRR@10", "geometric.MRR@10"),
     ("guided R@1", "guided.R@1"), ("R@10", "guided.R@10"), ("MRR@10", "guided.MRR@10"),
 )  # fmt: skip
 DEEP = (
-    ("R@1, first code given", "given.R@1"), ("Hallu", "invalid"), ("Ret-Per", "retrieved"),
-    ("R at a tenth of the corpus", "recall.deepest"),
-    ("head R@10", "head.R@10"), ("tail R@10", "tail.R@10"), ("head R@100", "head.R@100"), ("tail R@100", "tail.R@100"),
+    ("R@1, leaves sampled", "sampled.R@1"),
+    ("R@1, first code given", "given.R@1"), ("not given", "same.R@1"), ("Hallu", "invalid"), ("Ret-Per", "retrieved"),
+    ("R at a tenth of the corpus", "recall.deepest"), ("head", "head.deepest"), ("tail", "tail.deepest"),
+    ("head R@10", "head.R@10"), ("tail R@10", "tail.R@10"),
+    ("R@1 under head codes of level 2", "head code.R@1"), ("tail codes", "tail code.R@1"),
 )  # fmt: skip
 INVALID = "Share of IDs that no document has, among the first so many beams of decoding without the trie, and with it."
 BASELINES = ("BM25", "dense, bundle")
@@ -56,13 +58,23 @@ def write_report(plan: Plan, results: Mapping[str, Any], path: Path, command: st
 
 def _head(plan: Plan, results: Mapping[str, Any], command: str) -> Iterator[str]:
     done = sum(len(seeds) for cells in results.values() for seeds in cells.values())
-    yield "# Five systems side by side"
+    yield "# Identifier systems side by side"
     yield ""
-    yield f"Made by `{command}`: {done} of {len(list(places(plan)))} trainings are done."
+    yield f"Made by `{command}`: {done} of {len(list(places(plan)))} trainings are done{_made(results)}."
+    yield "Queries are a sample of the test split, the same for all; parts are measured where they are not empty."
     yield f"All cells of a data set share one tuned encoder, frozen; models are measured in {plan.precision}. Means"
     yield f"over seeds ± the deviation of one; retrieval lexicographic at beam {BEAM}, deep measures at beam"
     yield f"{max(plan.beams)}; `fused` ranks what a generative walk found by log P + weight · cosine. A reproduction:"
     yield "sizes are a hundredth of the papers'."
+
+
+def _made(results: Mapping[str, Any]) -> str:
+    """Say by what, with a warning where one table has figures of several versions."""
+    made = [result["made"] for cells in results.values() for seeds in cells.values() for result in seeds.values()]
+    devices = sorted({made_by["device"] for made_by in made})
+    versions = len({tuple(sorted(made_by.items())) for made_by in made})
+    mixed = f", by {versions} versions of the code or its libraries" if versions > 1 else ""
+    return f" on {' and '.join(devices)}{mixed}" if made else ""
 
 
 def _claims(results: Mapping[str, Any]) -> Iterator[str]:
@@ -79,8 +91,8 @@ def _claims(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _compared(claim: Claim) -> str:
-    if "-" in claim.metric:  # two figures of one cell
-        return f"{claim.left}: {claim.metric.replace('-', ' / ')}"
+    if claim.against:
+        return f"{claim.left}: {claim.metric} / {claim.against}"
     allowed = f", at most {claim.margin:g} behind" if claim.margin else ""
     return f"{claim.left} / {claim.right}: {claim.metric}{allowed}"
 

@@ -1,11 +1,11 @@
 """Runs a study: every cell is trained, indexed and measured once, and its figures are kept.
 
     out/DATA/encoder/             the tuned encoder that the cells of a data set share, and its vectors of the documents
-    out/DATA/CELL/SEED/           a training that is under way; deleted when its figures are there
+    out/DATA/CELL/SEED/           a training; of one whose figures are there, the model that was measured
     figures/DATA/CELL/SEED.json   the figures, with the fingerprint of what they were measured on
 
-A cell that is cut off goes on from its last epoch. Figures are small: kept with the page that is made of them, they let
-a study go on where nothing else of it is left.
+A cell that is cut off goes on from its last epoch, and one that is to be measured otherwise is not trained again.
+Figures are small: kept with the page that is made of them, they let a study go on where nothing else of it is left.
 """
 
 from __future__ import annotations
@@ -14,41 +14,31 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnxruntime
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
 from models.data import SEQUENCES, DataError, Dataset, load_dataset
-from models.evaluate import Walk, evaluate
 from models.lines import lines
-from models.measures import measure
-from models.measures_deep import head_documents, measure_deep, scaled_depths, split_qrels
-from models.popularity import hits_by_popularity
-from models.quantizers.quality import HEAD_SHARE
-from models.quantizers.report import load_sids, report_sids
+from models.measures_deep import scaled_depths
 from models.retriever.recipe import Recipe
 from models.retriever.shelf import Shelf
 from models.retriever.train import train, train_splits
-from models.study.claims import BEAM
-from models.study.given import measure_given_first
+from models.study.measuring import MEASUREMENT, RANKED, measure_bundle
 from models.study.plan import Place, Plan, cell_recipe, encoder_recipe, places
-from models.study.prints import cell_print, encoder_print
-from models.task import Settings, Task, first_queries, make_encoder, make_task
+from models.study.prints import cell_print, encoder_print, source_print
 from service.index.arrays import write_array
 from service.index.build import build_bundle
-from service.index.bundle import open_bundle, open_model
+from service.index.bundle import open_model
+from service.model.encoder import Encoder
 from service.model.text import document_text
-from service.search.pipeline import Pipeline
 
 console = Console(stderr=True)
-GIVEN_QUERIES = 500  # walks with the first code given are walked one by one
-RANKED = ("lexicographic", "fused")  # orders of a walk's candidates that are measured
-HIT_DEPTH = 10  # of hits by popularity
 
 
 class SharedEncoder(NamedTuple):
@@ -131,7 +121,7 @@ def encoders_of(plan: Plan, data: Path, encoder: str) -> dict[str, SharedEncoder
 def jobs_of(plan: Plan, data: Path, out: Path, encoders: Mapping[str, SharedEncoder]) -> list[Job]:
     """Return what a plan trains on the data sets that are there."""
     shared = {name: shared_changes(plan, data / name) for name in encoders}
-    asked = (plan.queries, plan.precision, *plan.beams, *RANKED)
+    asked = (MEASUREMENT, plan.queries, plan.precision, *plan.beams, *RANKED)
     jobs = []
     for place in places(plan):
         if place.data in encoders:
@@ -146,6 +136,11 @@ def check_corpus(folder: Path, plan: Plan) -> None:
     corpus = folder / "corpus.jsonl"
     if not corpus.is_file():
         raise DataError(f"{folder}: no corpus.jsonl there; the plan names the data sets {', '.join(plan.data)}")
+    for split in ("train", "test"):
+        if not (folder / "qrels" / f"{split}.tsv").is_file():
+            raise DataError(
+                f"{folder}: no qrels/{split}.tsv there: a study learns from train queries and asks test queries"
+            )
     try:
         scaled_depths(sum(1 for _ in lines(corpus)))
     except DataError as error:
@@ -181,24 +176,37 @@ def tune_encoder(shared: SharedEncoder, folder: Path, tuned: Path, device: str) 
 
 def run_cell(job: Job, folder: Path, out: Path, figures: Path, plan: Plan, device: str, shelf: Shelf) -> None:
     """Train, index, measure, write the figures down, clear up."""
-    recipe = job.recipe
+    recipe, run, bundle = job.recipe, out / "run", out / "bundle"
     dataset = _load(folder, recipe)
-    keep_if_same(out / "run", job.model)
-    model = train(recipe, [dataset], out / "run", device, shelf=shelf)
+    model = run / ("model" if plan.precision == "float32" else "model-int8")
+    if not (keep_if_same(run, job.model) and model.is_dir()):
+        train(recipe, [dataset], run, device, shelf=shelf)
     frozen = not any(stage.encoder_lr for stage in recipe.stage)
-    vectors_ND = document_vectors(model, dataset, recipe) if frozen else None
-    served, bundle = (model if plan.precision == "float32" else model.with_name("model-int8")), out / "bundle"
-    build_bundle(served, dataset.documents, bundle, vectors=vectors_ND, progress=False, replace=True, lexical=False)
-    result = measure_bundle(bundle, folder, plan)
-    result["fingerprint"] = job.figures
+    vectors_ND = document_vectors(dataset, recipe) if frozen else None
+    build_bundle(model, dataset.documents, bundle, vectors=vectors_ND, progress=False, replace=True, lexical=False)
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
+    result = measure_bundle(bundle, folder, plan) | {"log": log, "made": made_by(device), "fingerprint": job.figures}
     figures.parent.mkdir(parents=True, exist_ok=True)
     partial = figures.with_suffix(".partial")
     partial.write_text(json.dumps(result) + "\n", encoding="utf-8")
     partial.replace(figures)
-    shutil.rmtree(out)
+    shutil.rmtree(bundle)
+    for name in ("checkpoint.safetensors", "model", "model-int8"):
+        if name != model.name:
+            _remove(run / name)
 
 
-def document_vectors(model: Path, dataset: Dataset, recipe: Recipe) -> NDArray[np.float32]:
+def made_by(device: str) -> dict[str, str]:
+    """What figures were made by: versions, device, and a fingerprint of the code itself."""
+    return {
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "device": device,
+        "source": source_print(),
+    }
+
+
+def document_vectors(dataset: Dataset, recipe: Recipe) -> NDArray[np.float32]:
     """Encode the documents as indexing does, once for all cells that leave the encoder frozen; kept beside it.
 
     What is kept is named by what it is of: the texts, how much of them the encoder reads, and how it pools.
@@ -207,70 +215,13 @@ def document_vectors(model: Path, dataset: Dataset, recipe: Recipe) -> NDArray[n
     of = json.dumps([recipe.text.max_document_tokens, recipe.encoder.pooling, read])
     kept = Path(recipe.encoder.name).parent / f"vectors-{hashlib.sha256(of.encode()).hexdigest()[:16]}.npy"
     if not kept.is_file():
+        model = open_model(kept.with_name("model"))
         texts = [(document.title, document.text) for document in dataset.documents]
         partial = kept.with_suffix(".partial.npy")
-        write_array(partial, make_encoder(open_model(model), 1).encode_documents(texts))
+        write_array(partial, Encoder(model.encoder_file, model.tokenizer_file, recipe.text, 1).encode_documents(texts))
         partial.replace(kept)
     vectors_ND: NDArray[np.float32] = np.load(kept, allow_pickle=False)
     return vectors_ND
-
-
-def measure_bundle(path: Path, folder: Path, plan: Plan) -> dict[str, Any]:
-    """All figures of a bundle: its SIDs, retrieval by every scoring, deep measures, head and tail.
-
-    The widest beam, of which the deep measures are, is walked by the decoder alone: it costs more than all others.
-    """
-    widest = max(plan.beams)
-    far: list[list[str]] = []  # documents of every query, of the widest walk
-
-    def keep_widest(walk: Walk) -> None:
-        if walk.beam == widest:
-            far.extend([hit.id for hit in hits] for hits in walk.hits)
-
-    with closing(open_bundle(path)) as bundle:
-        offered = bundle.manifest.model.scorings
-    alone = "generative" if "generative" in offered else "geometric"
-    settings = Settings(
-        scorings=(alone,), rankings=RANKED, beams=plan.beams, limit=plan.queries, free_queries=200, words=False
-    )
-    compared = evaluate(path, folder, settings, keep_widest)
-    rows = [*compared.rows]
-    if others := tuple(scoring for scoring in offered if scoring != alone):
-        narrower = tuple(beam for beam in plan.beams if beam != widest) or plan.beams
-        rest = replace(settings, scorings=others, beams=narrower, baselines=False, codes=False)
-        rows += evaluate(path, folder, rest).rows
-    with closing(Pipeline(open_bundle(path))) as pipeline:
-        history = pipeline.bundle.manifest.model.text.history_count
-        dataset = load_dataset(folder, [*train_splits(folder), settings.split], history=history)
-        task = make_task(dataset, settings, pipeline.bundle)
-        asked = {d.id: int(n) for d, n in zip(dataset.documents, dataset.popularity(), strict=True)}
-        deep = {alone: measure_far_down(dict(zip(task.ids, far, strict=True)), task, asked)}
-        given = measure_given_first(pipeline, first_queries(task, GIVEN_QUERIES), alone, BEAM)
-    sids = report_sids(load_sids(path), asked).as_json()
-    for level in sids["levels"]:
-        del level["counts"]  # a number for every code
-    counts = {"documents": compared.documents, "queries": compared.queries}
-    return counts | {"rows": [asdict(row) for row in rows], "sids": sids, "deep": deep, "given": given}
-
-
-def measure_far_down(run: dict[str, list[str]], task: Task, asked: dict[str, int]) -> dict[str, Any]:
-    """Recall far down, items a query, head and tail, and hits by how often train queries ask for a document."""
-    ids = [document.id for document in task.documents]
-    position = {document: place for place, document in enumerate(ids)}
-    found = measure_deep(run, task.qrels, scaled_depths(len(ids)))
-    parts = split_qrels(task.qrels, head_documents(asked, ids, HEAD_SHARE))
-    pairs = [(query, document) for query, grades in task.qrels.items() for document in grades if grades[document] > 0]
-    buckets = hits_by_popularity(
-        np.asarray([asked[document] for document in ids]),
-        np.asarray([position[document] for _, document in pairs]),
-        np.asarray([document in run[query][:HIT_DEPTH] for query, document in pairs]),
-    )
-    return {
-        "recall": {str(depth): value for depth, value in found.recall.items()},
-        "retrieved": found.retrieved,
-        "parts": {name: measure(run, qrels) for name, qrels in parts.items() if qrels},
-        "buckets": [asdict(bucket) for bucket in buckets],
-    }
 
 
 def keep_if_same(run: Path, print_: str) -> bool:
@@ -300,6 +251,13 @@ def collect(jobs: Sequence[Job], figures: Path) -> dict[str, Any]:
         if result := read_result(job, figures):
             found.setdefault(job.place.data, {}).setdefault(job.place.cell.name, {})[str(job.place.seed)] = result
     return found
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _load(folder: Path, recipe: Recipe) -> Dataset:

@@ -21,7 +21,8 @@ from models.evaluate import evaluate, known_share, reorder, walk_once
 from models.free_decoding import decode_freely, log_softmax, step_choices, valid_share
 from models.task import EncodedQueries, Settings, Task, make_task
 from service.index.bundle import open_bundle
-from service.search.pipeline import Pipeline, SearchOptions
+from service.index.documents import Document
+from service.search.pipeline import Hit, Pipeline, SearchOptions
 from tests.tiny import make_bundle, make_documents, make_model
 
 QUERIES = 12
@@ -62,9 +63,10 @@ def compared(
     return evaluate(bundle_folder, data_folder, settings), runs
 
 
-def plain_figures(found: list[list[str]]) -> tuple[float, float]:
-    """R@10 and MRR@10 where query i has the one relevant document d<i>."""
-    ranks = [row.index(f"d{i}") + 1 if f"d{i}" in row else None for i, row in enumerate(found)]
+def plain_figures(task: Task, found: list[list[str]]) -> tuple[float, float]:
+    """R@10 and MRR@10 where query q<i> has the one relevant document d<i>."""
+    wanted = [f"d{query.removeprefix('q')}" for query in task.ids]
+    ranks = [row.index(one) + 1 if one in row else None for one, row in zip(wanted, found, strict=True)]
     within = [rank for rank in ranks if rank is not None and rank <= 10]
     return len(within) / len(found), sum(1 / rank for rank in within) / len(found)
 
@@ -98,7 +100,7 @@ def test_rows_measure_what_the_pipeline_answers(
             mode="generative" if row.system == "walk" else row.system,  # type: ignore[arg-type]
         )
         answers = pipeline.search(task.texts, options)
-        recall, reciprocal = plain_figures([[hit.id for hit in answer.hits] for answer in answers])
+        recall, reciprocal = plain_figures(task, [[hit.id for hit in answer.hits] for answer in answers])
         assert row.measures["R@10"] == pytest.approx(recall), row.name
         assert row.measures["MRR@10"] == pytest.approx(reciprocal), row.name
 
@@ -122,6 +124,31 @@ def make_task_of(data_folder: Path, pipeline: Pipeline) -> Task:
     from models.data import load_dataset
 
     return make_task(load_dataset(data_folder), Settings(), pipeline.bundle)
+
+
+def test_leaves_may_be_sampled_in_place_of_ordered_by_cosine() -> None:
+    """Beams keep their order; inside a leaf the order is drawn: nearly even over many, and the same each time."""
+
+    def hits(start: int) -> list[Hit]:
+        scores = [(-1.0, 0.9), (-1.0, 0.8), (-2.0, 0.95)]
+        return [
+            Hit(start + n, Document(f"d{n}", "", ""), 0.0, cosine, score, (0,))
+            for n, (score, cosine) in enumerate(scores)
+        ]
+
+    orders = [[id_ for id_, _ in reorder(hits(start), "sampled", 1.0)] for start in range(400)]
+    assert all(order[2] == "d2" for order in orders)
+    assert 140 < sum(order[0] == "d0" for order in orders) < 260
+    assert orders[0] == [id_ for id_, _ in reorder(hits(0), "sampled", 1.0)]
+
+
+def test_the_first_queries_are_a_sample_and_not_the_head_of_the_file(data_folder: Path, pipeline: Pipeline) -> None:
+    from models.data import load_dataset
+
+    dataset = load_dataset(data_folder)
+    whole, few = (make_task(dataset, Settings(limit=limit), pipeline.bundle).ids for limit in (0, 4))
+    assert few == whole[:4] != dataset.judged("test")[:4]
+    assert sorted(whole) == sorted(dataset.judged("test"))
 
 
 def test_all_identifiers_are_valid_with_the_trie_and_not_all_without(compared: tuple[Comparison, Path]) -> None:
@@ -164,7 +191,7 @@ def test_free_decoding_covers_the_tree_like_brute_force() -> None:
             return self.paths.mean(axis=2) @ weights * np.array([1.0, -2.0])[:, None, None].astype(np.float32)
 
     choices = [np.array([0, 2]), np.array([0, 1, 2]), np.array([1, 2])]
-    found = decode_freely(Memory(), 2, tokens, scale, 27, choices)
+    found = decode_freely(Memory(), 2, tokens, scale, 27, choices, ())
     for query, sign in enumerate((1.0, -2.0)):
         expected = {}
         for path in itertools.product(*(step.tolist() for step in choices)):
@@ -185,16 +212,20 @@ def test_a_step_may_write_the_levels_that_stand_there() -> None:
     assert [step.tolist() for step in step_choices({(0, 3, 5), (1, 5)}, offsets)] == [[0, 1], [2, 3, 4, 5], [5]]
 
 
-def test_a_sequence_is_valid_when_it_begins_with_a_whole_identifier() -> None:
-    tokens = np.array([[[0, 4, 7], [0, 4, 8], [1, 5, 7], [2, 2, 2]]])
-    valid = {(0, 4, 7), (1, 5)}
-    assert valid_share(tokens, valid, (1, 2, 4)) == {1: 1.0, 2: 0.5, 4: 0.5}
+def test_a_beam_that_wrote_a_whole_identifier_ends_there() -> None:
+    """(0,) is whole: it keeps its score and its one place in the beam, however it might go on."""
+    tokens, scale = np.eye(4, dtype=np.float32), np.full(3, 2.0, np.float32)
 
+    def step(embeddings: np.ndarray, number: int, parents: np.ndarray | None) -> np.ndarray:
+        return np.broadcast_to(np.array([1.0, 0.5, 0.0, 0.0], np.float32), embeddings.shape)
 
-def test_an_identifier_counts_once_however_often_it_is_written() -> None:
-    """What stands behind a whole identifier means nothing: ten ways to go on are one identifier."""
-    tokens = np.array([[[0, 4, place] for place in range(10)] + [[1, 5, 7]]])
-    assert valid_share(tokens, {(0,), (1, 5)}, (1, 2, 10, 11)) == {1: 1.0, 2: 0.5, 10: 0.1, 11: 2 / 11}
+    choices = [np.array([0, 1]), np.array([0, 1, 2])]
+    found = decode_freely(step, 1, tokens, scale, 4, choices, {(0,), (1, 2)})
+    first = log_softmax(np.array([2.0, 1.0], np.float32))
+    then = log_softmax(np.array([2.0, 1.0, 0.0], np.float32))
+    assert found.tokens[0].tolist() == [[0, -1], [1, 0], [1, 1], [1, 2]]
+    np.testing.assert_allclose(found.log_probabilities[0], [first[0], *(first[1] + then)], atol=1e-6)
+    assert valid_share(found.tokens, {(0,), (1, 2)}, (1, 2, 4)) == {1: 1.0, 2: 0.5, 4: 0.5}
 
 
 def test_run_files_hold_every_row_in_six_columns(compared: tuple[Comparison, Path]) -> None:
@@ -247,7 +278,7 @@ def test_a_bundle_without_decoder_is_measured_by_geometry(data_folder: Path, tmp
 
 def test_data_that_do_not_fit_the_bundle_are_refused(bundle_folder: Path, data_folder: Path, tmp_path: Path) -> None:
     small = make_bundle(tmp_path / "small", make_documents()[:5])
-    with pytest.raises(DataError, match=r"7 unknown judged document values, e\.g\. 'd5'.*5 are known"):
+    with pytest.raises(DataError, match=r"7 unknown judged document values, e\.g\. 'd\d+'.*5 are known"):
         evaluate(small, data_folder, Settings())
     with pytest.raises(DataError, match=r"no split 'dev'|dev\.tsv: no such file"):
         evaluate(bundle_folder, data_folder, Settings(split="dev"))
@@ -355,13 +386,13 @@ def test_packed_codes_are_measured_level_by_level(data_folder: Path, tmp_path: P
             queries = pipeline.codes.pack(vectors, level)
             bits = np.unpackbits((queries[:, None] ^ documents[None]).view(np.uint8), axis=2).sum(2)
             order = np.argsort(bits, axis=1, kind="stable")
-            expected = plain_figures([[ids[p] for p in row] for row in order])
+            expected = plain_figures(task, [[ids[p] for p in row] for row in order])
             assert (rows[level, "distance"].measures["R@10"], rows[level, "distance"].measures["MRR@10"]) == expected
             for cascade in found.cascades:
                 if cascade.level == level:
                     assert cascade.words < cascade.all_words
                     assert 0 <= cascade.recall <= 1
         cosines = np.argsort(-(vectors @ pipeline.bundle.vectors.T), axis=1, kind="stable")
-        exact = plain_figures([[ids[p] for p in row] for row in cosines])
+        exact = plain_figures(task, [[ids[p] for p in row] for row in cosines])
         assert rows["1", "rescored 4x"].measures["MRR@10"] == pytest.approx(exact[1]), "60 documents: all are rescored"
     assert len(found.as_markdown().splitlines()) == 4 + len(found.rows) + (3 + len(found.cascades))

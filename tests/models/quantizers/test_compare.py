@@ -20,18 +20,20 @@ def some_vectors(folder: Path) -> Path:
 
 def test_rows_hold_the_share_of_distinct_ids_and_the_mean_cosine(tmp_path: Path) -> None:
     path = some_vectors(tmp_path)
-    rows = compare(path, ["rq_kmeans", "hhq"], [4], levels=[2])
+    rows = compare(path, ["rq_kmeans", "hhq", "hhq_paper"], [4], levels=[2])
     vectors = np.load(path).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     for row in rows:
-        quantizer = make_quantizer({"system": row.system, "level_sizes": [4, 4], "seed": 0})
+        plain = {"separation": 0.0, "revive": False, "decay": False} if row.system == "hhq_paper" else {}
+        system = row.system.removesuffix("_paper")
+        quantizer = make_quantizer({"system": system, "level_sizes": [4, 4], "seed": 0} | plain)
         quantizer.fit(vectors)
         codes = quantizer.encode(vectors)
         assert row.p_unique[0] == pytest.approx(len({tuple(c) for c in codes.tolist()}) / 120)
         rebuilt = quantizer.reconstruct(codes)
         cosines = [float(r @ v / np.linalg.norm(r)) for r, v in zip(rebuilt, vectors, strict=True)]
         assert row.cosine[0] == pytest.approx(np.mean(cosines), rel=1e-4)
-    assert as_table(rows).row_count == 2
+    assert as_table(rows).row_count == 3
 
 
 def test_what_is_no_matrix_of_floats_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from models.lines import DataError
-from models.quantizers.quality import entropy_bits, gini, measure_sids
+from models.quantizers.quality import QualityError, entropy_bits, gini, measure_sids
 from models.quantizers.report import load_sids, plot_report, print_report, report_sids, write_json
 from service.index.bundle import open_bundle
 from tests.tiny import make_bundle
@@ -109,6 +109,15 @@ def test_a_file_that_is_no_integer_array_is_refused(tmp_path: Path, content: byt
         np.save(path, array, allow_pickle=True)
     with pytest.raises(DataError, match=r"sids\.npy: "):
         load_sids(path)
+
+
+def test_a_level_that_all_documents_leave_out_is_reported(tmp_path: Path) -> None:
+    """The codes of Hourglass with a level removed."""
+    np.save(tmp_path / "codes.npy", np.array([[0, -1, 1], [1, -1, 0]]))
+    quality = report_sids(load_sids(tmp_path / "codes.npy"))
+    assert (quality.p_unique, quality.mean_length) == (1.0, 2.0)
+    with pytest.raises(QualityError, match=r"level sizes are \[2, 0, 2\]: each must be at least 1"):
+        report_sids(load_sids(tmp_path / "codes.npy", (2, 0, 2)))
 
 
 def test_the_report_comes_as_table_json_and_picture(tmp_path: Path) -> None:

@@ -8,18 +8,21 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from models.data import DataError, Dataset, load_dataset
+from models.data import DataError, Dataset, Document, load_dataset
 from models.study import runner
 from models.study.claims import CLAIMS, Claim, figure, find
+from models.study.measuring import parts_of
 from models.study.plan import Cell, Place, Plan, cell_recipe, places
 from models.study.quick import write_quick
 from models.study.report import write_report
 from models.study.runner import document_vectors, run_study
+from models.task import Task
 
 PLAN = Plan(
     seeds=(0, 1),
@@ -44,15 +47,19 @@ def study(tiny_encoder: Path, tiny_data: Path, tmp_path_factory: pytest.TempPath
     return run_study(PLAN, out / "data", str(tiny_encoder), out / "cells", out / "figures"), out
 
 
-def test_every_cell_has_its_figures_and_leaves_nothing_else(study: tuple[dict[str, Any], Path]) -> None:
+def test_every_cell_has_its_figures_and_leaves_the_model_that_was_measured(study: tuple[dict[str, Any], Path]) -> None:
     results, out = study
     for cell in PLAN.cell:
         for seed in PLAN.seeds:
             place = Place("tiny", cell, seed)
-            assert not place.under(out / "cells").exists()
+            run = place.under(out / "cells") / "run"
+            assert [path.name for path in run.parent.iterdir()] == ["run"]
+            assert {path.name for path in run.iterdir()} == {"fingerprint", "log.jsonl", "model"}
             assert json.loads(place.file(out / "figures").read_text()) == results["tiny"][cell.name][str(seed)]
             result = results["tiny"][cell.name][str(seed)]
             assert (result["documents"], result["queries"]) == (60, 60)
+            assert result["made"].keys() == {"torch", "onnxruntime", "device", "source"}
+            assert result["log"] == [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
             assert 0 < figure(result, "p_unique") <= 1
             assert {row["scoring"] for row in result["rows"]} == {"", "generative", "geometric", "guided"}
             assert figure(result, "made-up") == 0.0
@@ -66,7 +73,11 @@ def test_every_cell_has_its_figures_and_leaves_nothing_else(study: tuple[dict[st
                 "retrieved",
                 "recall.deepest",
                 "head.R@10",
+                "head.deepest",
+                "head code.R@1",
                 "given.R@1",
+                "same.R@1",
+                "early.generative_mrr",
             ):
                 assert figure(result, name) is not None, name
     assert figure(results["tiny"]["hhq"]["0"], "gini.3") is None
@@ -113,10 +124,37 @@ def test_a_cell_that_was_cut_off_goes_on(
         patched.setattr(runner, "measure_bundle", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_study(plan, out / "data", str(tiny_encoder), tmp_path, tmp_path / "figures")
+    monkeypatch.setattr(runner, "train", lambda *_, **__: pytest.fail("it is trained"))
     again = run_study(plan, out / "data", str(tiny_encoder), tmp_path, tmp_path / "figures")["tiny"]["hhq"]["0"]
     first = results["tiny"]["hhq"]["0"]
     assert again["sids"] == first["sids"]
     assert [row["measures"] for row in again["rows"]] == [row["measures"] for row in first["rows"]]
+
+
+def test_other_measuring_trains_nothing_again(
+    study: tuple[dict[str, Any], Path], tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, out = study
+    for folder in ("data", "cells", "figures"):
+        shutil.copytree(out / folder, tmp_path / folder)
+    monkeypatch.setattr(runner, "train", lambda *_, **__: pytest.fail("everything is trained"))
+    fewer = PLAN.model_copy(update={"queries": 20, "seeds": (0,), "cell": PLAN.cell[:1]})
+    found = run_study(fewer, tmp_path / "data", str(tiny_encoder), tmp_path / "cells", tmp_path / "figures")
+    result = found["tiny"]["hhq"]["0"]
+    assert result["queries"] == 20
+    assert result["sids"] == results["tiny"]["hhq"]["0"]["sids"]
+
+
+def test_parts_are_split_by_interactions_and_by_the_second_code() -> None:
+    """Five of eight documents share code 7 of level 2, so half of them and more are under this one: a head code."""
+    ids = [f"d{n}" for n in range(8)]
+    task = Task([Document(id_, "", "") for id_ in ids], [], [], [], {f"q{n}": {f"d{n}": 1} for n in range(8)})
+    codes = np.array([[n, 7 if n < 5 else n + 10] for n in range(8)])
+    parts = parts_of(task, {"d6": 9, "d7": 3}, codes)
+    assert parts["head"].keys() == {"q6", "q7"}
+    assert parts["head code"].keys() == {f"q{n}" for n in range(5)}
+    assert parts["tail code"].keys() == {"q5", "q6", "q7"}
+    assert parts_of(task, {}, codes[:, :1]).keys() == {"head", "tail"}
 
 
 def test_vectors_are_shared_by_cells_that_read_the_same(
@@ -126,18 +164,20 @@ def test_vectors_are_shared_by_cells_that_read_the_same(
     made: list[int] = []
 
     class Counted:
+        def __init__(self, *_: object) -> None: ...
+
         def encode_documents(self, texts: list[tuple[str, str]]) -> np.ndarray:
             made.append(len(made))
             return np.full((len(texts), 2), made[-1], np.float32)
 
-    monkeypatch.setattr(runner, "open_model", lambda _: None)
-    monkeypatch.setattr(runner, "make_encoder", lambda *_: Counted())
+    monkeypatch.setattr(runner, "open_model", lambda _: SimpleNamespace(encoder_file=None, tokenizer_file=None))
+    monkeypatch.setattr(runner, "Encoder", Counted)
     dataset = load_dataset(tiny_data, ["train"])
     edited = replace(dataset, documents=[replace(dataset.documents[0], text="edited"), *dataset.documents[1:]])
 
     def vectors(data: Dataset, **changes: Any) -> int:
         recipe = cell_recipe(PLAN.cell[0].model_copy(update={"changes": changes}), tmp_path / "encoder", 0, PLAN.common)
-        return int(document_vectors(tmp_path, data, recipe)[0, 0])
+        return int(document_vectors(data, recipe)[0, 0])
 
     assert vectors(dataset) == vectors(dataset, **{"text.max_query_tokens": 9, "decoder.width": 32}) == 0
     assert vectors(dataset, **{"text.max_document_tokens": 8}) == 1
@@ -159,7 +199,7 @@ def test_the_page_has_every_cell_and_verdict(study: tuple[dict[str, Any], Path],
     write_report(PLAN, study[0], tmp_path / "page.md", "a command")
     page = (tmp_path / "page.md").read_text()
     assert "4 of 4 trainings are done" in page
-    (claim,) = [line for line in page.splitlines() if line.startswith("| 1 HHQ gives more documents an ID")]
+    (claim,) = [line for line in page.splitlines() if line.startswith("| 1 and more with neighbours told apart")]
     assert "| hhq / rq_kmeans: p_unique |" in claim
     assert claim.count("±") == 2
     assert claim.endswith(("**same sign** |", "**opposite** |", "**within noise** |", "**equal** |"))
@@ -234,6 +274,12 @@ def test_a_gain_in_the_tail_is_weighed_against_that_in_the_head() -> None:
     assert (found.left[0], found.right[0]) == (pytest.approx(-0.3), pytest.approx(-0.2))
     assert found.verdict == "opposite, one seed"
     assert find([claim], {"data": {"a": cell(0.5, 0.8), "b": cell(0.4, None)}}) == []
+
+
+def test_two_figures_of_one_cell_are_compared() -> None:
+    cells = {"a": {"0": {"given": {"R@1": 0.6}, "same": {"R@1": 0.2}, "sids": {}, "deep": {"geometric": {}}}}}
+    (found,) = find([Claim("", "", "a", "a", "given.R@1", against="same.R@1")], {"data": cells})
+    assert (found.left[0], found.right[0], found.verdict) == (0.6, 0.2, "same sign, one seed")
 
 
 def test_claims_say_what_is_compared() -> None:
