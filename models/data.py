@@ -222,17 +222,32 @@ def read_vectors(vectors: Path, ids: Path, wanted: Sequence[str]) -> NDArray[np.
     """Read rows of a .npy file (N, D), whose ids stand one a line in `ids`, in the order wanted, as float32.
 
     Raises:
-        DataError: a missing file, not one id a row, or wanted ids without a row (with counts and examples).
+        DataError: as `read_table`, or wanted ids without a row (with counts and examples).
+    """
+    table, names = read_table(vectors, ids)
+    rows = {id_: row for row, id_ in enumerate(names)}
+    refuse_unknown(ids, "id", wanted, rows)
+    return np.asarray(table[[rows[id_] for id_ in wanted]], dtype=np.float32)
+
+
+def read_table(vectors: Path, ids: Path) -> tuple[NDArray[Any], list[str]]:
+    """Read a .npy file (N, D) by memory map, and the ids of its rows, which stand one a line in `ids`.
+
+    Raises:
+        DataError: a missing file, or not as many distinct ids as rows (with the numbers).
     """
     for path in (vectors, ids):
         if not path.is_file():
             raise DataError(f"{path}: no such file; vectors need NAME.npy and NAME.ids.txt beside it")
     table = read_array(vectors, "vectors (N, D)", mapped=True)
-    rows = {id_: i for i, (_, id_) in enumerate(lines(ids))}
-    if table.ndim != 2 or len(rows) != len(table):
-        raise DataError(f"{vectors}: shape {table.shape}, but {ids} names {len(rows)} distinct rows")
-    refuse_unknown(ids, "id", wanted, rows)
-    return np.asarray(table[[rows[id_] for id_ in wanted]], dtype=np.float32)
+    names = [id_ for _, id_ in lines(ids)]
+    distinct = len(set(names))
+    if table.ndim != 2 or not len(table) == len(names) == distinct:
+        raise DataError(
+            f"{vectors}: shape {table.shape}, but {ids} names {distinct} distinct rows in {len(names)} lines: "
+            "give every row an id of its own, one a line"
+        )
+    return table, names
 
 
 def _qrels_paths(folder: Path, splits: Sequence[str] | None) -> dict[str, Path]:

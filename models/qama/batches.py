@@ -20,11 +20,10 @@ from models.lines import DataError
 from models.qama.recipe import BatchTable
 from models.qama.start import FloatArray
 from models.unit import unit_rows
-from service.ops.progress import progress_bar
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
-ROWS = 2048  # of the similarity matrix held at once while neighbours are looked for
+SCORES = 1 << 24  # of anchors with documents, held at once while neighbours are looked for: 192 MB with their order
 
 
 @dataclass(frozen=True)
@@ -77,26 +76,19 @@ class BatchSource:
         vectors: what to draw from.
         table: the recipe's `[batch]`.
         seed: with the step, all that a batch depends on.
-        quiet: no progress bar.
     """
 
-    def __init__(self, vectors: TrainVectors, table: BatchTable, seed: int, quiet: bool = False) -> None:
+    def __init__(self, vectors: TrainVectors, table: BatchTable, seed: int) -> None:
         self.vectors, self.table, self.seed = vectors, table, seed
-        anchors = [vectors.documents] if vectors.queries is None else [vectors.documents, vectors.queries]
-        self._near = (
-            nearest_documents(np.concatenate(anchors), vectors.documents, table.neighbours, quiet)
-            if table.groups
-            else None
-        )
 
     def batch(self, step: int) -> Batch:
         """Draw the batch of a step."""
         rng = np.random.default_rng((self.seed, step))
         pairs = self._pairs(rng)
-        groups_GM = self._groups(rng, pairs)
+        real = self.vectors.documents[:0] if self.vectors.queries is None else self.vectors.queries[pairs[:, 0]]
+        groups_GM = self._groups(rng, real)
         mixed, owners = self._mix(rng, groups_GM, self.table.queries - len(pairs))
         chosen, places = np.unique(np.concatenate([pairs[:, 1], owners, groups_GM.ravel()]), return_inverse=True)
-        real = mixed[:0] if self.vectors.queries is None else self.vectors.queries[pairs[:, 0]]
         queries = np.concatenate([real, mixed])
         positives = places[: len(queries)].astype(np.int64)
         others = self._others(pairs[:, 0], chosen, positives)
@@ -119,17 +111,21 @@ class BatchSource:
         others_QN[np.arange(len(positives_Q)), positives_Q] = False
         return others_QN
 
-    def _groups(self, rng: np.random.Generator, pairs: IntArray) -> IntArray:
-        """Documents in rows of neighbours (G, M); one row of any documents where groups are off."""
-        documents = len(self.vectors.documents)
-        if self._near is None:
+    def _groups(self, rng: np.random.Generator, real: FloatArray) -> IntArray:
+        """Documents in rows of neighbours (G, M); one row of any documents where groups are off.
+
+        Half of the neighbourhoods are those of the batch's train queries `real`, where it has so many.
+        """
+        documents, groups = len(self.vectors.documents), self.table.groups
+        if not groups:
             return rng.integers(0, documents, (1, self.table.documents))
-        anchors = rng.integers(0, documents, self.table.groups)
-        from_queries = min(len(pairs), self.table.groups // 2)
-        anchors[:from_queries] = documents + pairs[:from_queries, 0]
-        each = min(max(2, self.table.documents // self.table.groups), self._near.shape[1])
-        picks = rng.random((self.table.groups, self._near.shape[1])).argsort(axis=1)[:, :each]
-        return np.take_along_axis(self._near[anchors], picks, axis=1)
+        anchors = self.vectors.documents[rng.integers(0, documents, groups)]
+        asked = real[: groups // 2]
+        anchors[: len(asked)] = asked
+        near = nearest_documents(anchors, self.vectors.documents, self.table.neighbours)
+        each = min(max(2, self.table.documents // groups), near.shape[1])
+        picks = rng.random(near.shape).argsort(axis=1)[:, :each]
+        return np.take_along_axis(near, picks, axis=1)
 
     def _mix(self, rng: np.random.Generator, groups_GM: IntArray, count: int) -> tuple[FloatArray, IntArray]:
         """Queries between two documents of a group, and the one that each is nearer to."""
@@ -142,15 +138,15 @@ class BatchSource:
         return unit_rows(mixed), first
 
 
-def nearest_documents(anchors_AD: FloatArray, documents_ND: FloatArray, count: int, quiet: bool) -> IntArray:
+def nearest_documents(anchors_AD: FloatArray, documents_ND: FloatArray, count: int) -> IntArray:
     """Rows of the `count` documents nearest to each anchor by cosine, in no order, (A, count)."""
     count = min(count, len(documents_ND))
     near = np.empty((len(anchors_AD), count), np.int64)
-    with progress_bar("neighbours", len(anchors_AD), quiet) as advance:
-        for first in range(0, len(anchors_AD), ROWS):
-            scores = anchors_AD[first : first + ROWS] @ documents_ND.T
-            near[first : first + ROWS] = np.argpartition(-scores, count - 1, axis=1)[:, :count]
-            advance(len(scores))
+    rows = max(1, SCORES // len(documents_ND))
+    for first in range(0, len(anchors_AD), rows):
+        scores = anchors_AD[first : first + rows] @ documents_ND.T
+        order = np.argpartition(np.negative(scores, out=scores), count - 1, axis=1)
+        near[first : first + rows] = order[:, :count]
     return near
 
 

@@ -18,10 +18,10 @@ from models.unit import unit_rows
 from service.model.binarizer import Binarizer
 from service.model.packing import pack_values
 from service.search.hamming import HammingIndex, hamming_topk
+from service.search.hybrid import OVERSAMPLING
 
 IntArray = npt.NDArray[np.int64]
 CUT = 10
-OVERSAMPLING = 4  # candidates of a rescored answer, as a multiple of its results
 ROWS = 1024
 
 

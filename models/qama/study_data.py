@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.data import read_qrels, read_queries
+from models.data import read_qrels, read_queries, read_table
 from models.lines import refuse_unknown
 from models.qama.batches import TrainVectors, unit_vectors
 from models.qama.measure import Judged
-from models.qama.vectors import read_ids, read_rows, train_pairs
+from models.qama.vectors import train_pairs, unlike
 from service.index.arrays import write_array
 from service.ops.progress import progress_bar
 
@@ -57,15 +57,15 @@ def load_set(folder: Path, cache: Path) -> StudySet:
         cache: folder for train queries that had to be encoded.
 
     Raises:
-        models.lines.DataError: a missing file or an unknown id.
+        models.lines.DataError: a missing file, not one distinct id a row, or an unknown id.
     """
-    document_ids = read_ids(folder / "docs.ids.txt")
-    documents = unit_vectors(read_rows(folder / "docs.npy"))
-    test_ids, test_queries = read_ids(folder / "queries_test.ids.txt"), read_rows(folder / "queries_test.npy")
+    vectors, document_ids = _table(folder, "docs")
+    documents = unit_vectors(vectors)
+    test_queries, test_ids = _table(folder, "queries_test")
     texts = {query.id: query.text for query in read_queries(folder / "queries.jsonl")}
-    train_ids, train_queries = _train_queries(folder, cache, texts)
+    train_queries, train_ids = _train_queries(folder, cache, texts)
     refuse_unknown(folder / "queries.jsonl", "query", (*train_ids, *test_ids), texts)
-    kept = _unlike([texts[id_] for id_ in train_ids], [texts[id_] for id_ in test_ids])
+    kept = unlike([texts[id_] for id_ in train_ids], [texts[id_] for id_ in test_ids])
     pairs = train_pairs(folder, [train_ids[row] for row in kept], document_ids)
     train = TrainVectors(documents, unit_vectors(train_queries[kept]), pairs)
     test = Judged(documents, unit_vectors(test_queries), _grades(folder, test_ids, document_ids))
@@ -89,12 +89,6 @@ def subset(data: StudySet, documents: int, queries: int) -> StudySet:
     return StudySet(data.name, train, Judged(kept, data.test.queries[:queries], moved), data.left_out)
 
 
-def _unlike(train: list[str], test: list[str]) -> list[int]:
-    """Rows of the train texts that are no test text; case and white space count for nothing."""
-    asked = {" ".join(text.split()).casefold() for text in test}
-    return [row for row, text in enumerate(train) if " ".join(text.split()).casefold() not in asked]
-
-
 def _grades(folder: Path, query_ids: list[str], document_ids: list[str]) -> list[dict[int, int]]:
     row = {id_: i for i, id_ in enumerate(document_ids)}
     found: dict[str, dict[int, int]] = {}
@@ -105,10 +99,14 @@ def _grades(folder: Path, query_ids: list[str], document_ids: list[str]) -> list
     return [found.get(id_, {}) for id_ in query_ids]
 
 
-def _train_queries(folder: Path, cache: Path, texts: dict[str, str]) -> tuple[list[str], npt.NDArray[Any]]:
+def _table(folder: Path, name: str) -> tuple[npt.NDArray[Any], list[str]]:
+    return read_table(folder / f"{name}.npy", folder / f"{name}.ids.txt")
+
+
+def _train_queries(folder: Path, cache: Path, texts: dict[str, str]) -> tuple[npt.NDArray[Any], list[str]]:
     for home in (folder, cache / folder.name):
         if (home / "queries_train.npy").is_file():
-            return read_ids(home / "queries_train.ids.txt"), read_rows(home / "queries_train.npy")
+            return _table(home, "queries_train")
     ids = list(dict.fromkeys(query for query, _, _ in read_qrels(folder / "qrels" / "train.tsv")))
     refuse_unknown(folder / "qrels" / "train.tsv", "query-id", ids, texts)
     vectors = encode_minilm([texts[id_] for id_ in ids])
@@ -116,7 +114,7 @@ def _train_queries(folder: Path, cache: Path, texts: dict[str, str]) -> tuple[li
     home.mkdir(parents=True, exist_ok=True)
     (home / "queries_train.ids.txt").write_text("\n".join(ids), encoding="utf-8")
     write_array(home / "queries_train.npy", vectors)
-    return ids, vectors
+    return vectors, ids
 
 
 def encode_minilm(texts: list[str]) -> npt.NDArray[np.float32]:

@@ -29,7 +29,7 @@ from models.qama.start import FloatArray
 from models.qama.variants import with_seed
 from models.qama.vectors import read_all
 from models.tensors import write_errors
-from service.index.artefact import hash_file, new_artefact, publish
+from service.index.artefact import ArtefactError, check_outside, hash_file, new_artefact, publish
 from service.index.bundle import open_model
 from service.index.manifest import AdapterSettings, ModelManifest
 from service.model.adapter import AdapterError, AdapterInfo, load_adapter, save_adapter
@@ -73,12 +73,7 @@ def train_adapter(
     """
     queries = None if vectors_queries_train is None else unit_vectors(vectors_queries_train)
     vectors = TrainVectors(unit_vectors(vectors_docs), queries, pairs)
-    dims, wanted = vectors.documents.shape[1], recipe.network.prefixes[-1]
-    if dims != wanted:
-        raise RecipeError(
-            f"vectors have {dims} dimensions, the recipe's prefixes end with {wanted}: give a recipe whose "
-            f"network.prefixes end with {dims} (models/recipes/qama.toml is one to copy)"
-        )
+    _check_width("vectors have", vectors.documents.shape[1], recipe)
     out.mkdir(parents=True, exist_ok=True)
     objective = _optimise(vectors, recipe, out, resume, quiet)
     if recipe.quantisation.settle or not recipe.train.steps:
@@ -101,7 +96,7 @@ def _optimise(vectors: TrainVectors, recipe: AdapterRecipe, out: Path, resume: b
     print_ = fingerprint(recipe, vectors)
     done = load_checkpoint(checkpoint, print_, objective, optimizer) if resume else 0
     history = _read_history(out, done)
-    source = BatchSource(vectors, recipe.batch, table.seed, quiet)
+    source = BatchSource(vectors, recipe.batch, table.seed)
     with progress_bar("adapter", table.steps, quiet) as advance:
         advance(done)
         for step in range(done, table.steps):
@@ -221,12 +216,18 @@ def run(
 
     Returns:
         The path of the adapter, or of the model artefact that has it.
+
+    Raises:
+        service.index.artefact.ArtefactError: `out` is or lies in an artefact, or `model` is none, or is `out/model`.
+        RecipeError: a bad recipe, or one for vectors of another width than the model's.
+        DataError: as `read_all` and `train_adapter`.
     """
     recipe = load_recipe(recipe_path)
     if seed is not None:
         recipe = with_seed(recipe, seed)
+    check_outside(out)
+    encoder = "" if model is None else _checked_encoder(model, recipe, out)
     found = read_all(data, model, quiet=quiet)
-    encoder = "" if model is None else hash_file(model / "encoder.onnx").sha256
     adapter = train_adapter(
         found.documents,
         found.queries,
@@ -241,3 +242,21 @@ def run(
         return adapter
     add_adapter(model, adapter, out / "model", replace=True)
     return out / "model"
+
+
+def _checked_encoder(model: Path, recipe: AdapterRecipe, out: Path) -> str:
+    """Hex SHA-256 of the encoder of a model that the recipe fits and that `out/model` does not replace."""
+    if model.resolve() == (out / "model").resolve():
+        raise ArtefactError(f"'{model}' would be replaced by the model with its adapter: choose another --out")
+    opened = open_model(model)
+    _check_width(f"'{model}' gives", opened.manifest.dimensions, recipe)
+    return opened.manifest.files["encoder.onnx"].sha256
+
+
+def _check_width(whose: str, dims: int, recipe: AdapterRecipe) -> None:
+    wanted = recipe.network.prefixes[-1]
+    if dims != wanted:
+        raise RecipeError(
+            f"{whose} {dims} dimensions, the recipe's prefixes end with {wanted}: give a recipe whose "
+            f"network.prefixes end with {dims} (models/recipes/qama.toml is one to copy)"
+        )

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import base64
 import time
-from functools import partial
-from typing import Annotated, Any, Final, Literal, Self
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from fastapi import APIRouter, Body
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 from starlette.responses import Response
 
+from service.http.embeddings_schemas import EXAMPLES, Embedding, EmbeddingAnswer, EmbeddingRequest, Space, Usage
 from service.http.engine import Engine, Timings
-from service.http.hamming_schemas import MAX_DIMENSIONS
-from service.http.schemas import MAX_QUERIES, QueryText, Strict
+from service.http.problems import invalid
 from service.http.shared import (
     BODY_PROBLEMS,
     FromApp,
@@ -26,86 +27,20 @@ from service.http.shared import (
     check_dims,
     check_level,
     check_texts,
-    json_response,
     needed_codes,
+    off_loop,
     timing_headers,
 )
-from service.model.layout import Level
-
-EXAMPLES: Final[dict[str, Any]] = {
-    "floats": {"summary": "One text", "value": {"input": "open a file", "model": "rhumbline"}},
-    "documents": {
-        "summary": "Documents, as the base64 of their floats",
-        "value": {"input": ["one", "two"], "model": "any", "encoding_format": "base64", "input_type": "document"},
-    },
-}
-
-
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Inputs = Annotated[
-    list[QueryText],
-    Field(min_length=1, max_length=MAX_QUERIES),
-    BeforeValidator(_listed),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
-]
-
-
-class EmbeddingRequest(Strict):
-    """Texts to embed, and in which form."""
-
-    input: Inputs = Field(description="A text, or a list of texts.")
-    model: Annotated[str, Field(max_length=256)] = Field(
-        description="Any name: one model is served, its own is given back."
-    )
-    dimensions: int | None = Field(
-        None, ge=1, le=MAX_DIMENSIONS, description="Matryoshka prefix, normalised again; `/info` lists them."
-    )
-    encoding_format: Literal["float", "base64", "ubinary"] = Field(
-        "float",
-        description="`base64` is of little-endian float32. `ubinary` lists the bytes of a packed code, whose base64 "
-        "`/v1/hamming/search` takes.",
-    )
-    level: Level | None = Field(None, description="Level of `ubinary`; 1 bit if left out.")
-    input_type: Literal["query", "document"] = Field(
-        "query", description="Which of the model's prefixes and lengths apply."
-    )
-    user: Annotated[str, Field(max_length=256)] | None = Field(None, description="Ignored.")
-
-    @model_validator(mode="after")
-    def _level_belongs_to_codes(self) -> Self:
-        if self.level is not None and self.encoding_format != "ubinary":
-            raise ValueError("level belongs to encoding_format ubinary: leave it out, or ask for ubinary")
-        return self
-
-
-class Embedding(BaseModel):
-    """The embedding of one input."""
-
-    object: Literal["embedding"] = "embedding"
-    index: int
-    embedding: list[int] | list[float] | str
-
-
-class Usage(BaseModel):
-    """Tokens that were read, special tokens included."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
-class EmbeddingAnswer(BaseModel):
-    """The embeddings of all inputs, in their order."""
-
-    object: Literal["list"] = "list"
-    data: list[Embedding]
-    model: str
-    usage: Usage
-
+from service.model.text import TextKind, TextSettings
 
 embeddings_router = APIRouter(prefix="/v1", tags=["embeddings"])
+
+
+class Part(NamedTuple):
+    """Some inputs' embeddings as JSON, separated by commas, and the tokens that were read for them."""
+
+    json: str
+    tokens: int
 
 
 @embeddings_router.post(
@@ -116,54 +51,119 @@ async def embeddings(body: Annotated[EmbeddingRequest, Body(openapi_examples=EXA
     """Encode texts as unit vectors.
 
     Without `dimensions` these are the encoder's vectors, as the bundle stores them; a smaller prefix comes from the
-    model's adapter, and so do codes. Compare only what was asked for in the same way.
+    model's adapter, and so do codes: `space` says which. Compare only what was asked for in the same way.
     """
-    check_count("#/input", len(body.input), shared.limits)
-    if body.input_type == "query":  # documents may be long: they are cut to the model's limit, as in the index
-        check_texts("#/input", body.input, shared.limits.max_query_characters)
-    _check_form(body, shared.engine)
-    answer, timings = await shared.engine.compute(partial(_answer, body, shared.engine))
-    return json_response(answer, timing_headers(timings))
+    engine, limits = shared.engine, shared.limits
+    manifest = engine.pipeline.bundle.manifest.model
+    kind, texts = _kind(body, manifest.text), body.input
+    check_count("#/input", len(texts), limits.max_embedding_inputs, "inputs")
+    if kind == "query":  # documents may be long: tokens limit them
+        check_texts("#/input", texts, limits.max_query_characters)
+    order = Order(body, engine, kind, _space(body, engine))
+    rows = [slice(first, first + limits.max_queries) for first in range(0, len(texts), limits.max_queries)]
+    parts, timings = await engine.compute_each([partial(order.part, each) for each in rows])
+    tokens = sum(part.tokens for part in parts)
+    usage = Usage(prompt_tokens=tokens, total_tokens=tokens)
+    answer = EmbeddingAnswer(data=[], model=manifest.provenance.recipe, space=order.space, usage=usage)
+    return await off_loop(len(texts), _response, answer, [part.json for part in parts], timing_headers(timings))
 
 
-def _check_form(body: EmbeddingRequest, engine: Engine) -> None:
-    """Raise a 422 for dimensions or a level that this model does not give."""
-    if body.encoding_format == "ubinary":
-        check_level(needed_codes(engine, "#/encoding_format"), body.level or "1")
-    if body.dimensions not in (None, engine.pipeline.bundle.manifest.model.dimensions):
-        check_dims("#/dimensions", body.dimensions, needed_codes(engine, "#/dimensions"))
+def _kind(body: EmbeddingRequest, text: TextSettings) -> TextKind:
+    """Return what the inputs are read as: documents, which may be longer, where that is all the difference."""
+    if body.input_type is not None:
+        return body.input_type
+    return "document" if text.query_prefix == text.document_prefix else "query"
 
 
-def _answer(body: EmbeddingRequest, engine: Engine) -> tuple[EmbeddingAnswer, Timings]:
-    begin = time.perf_counter()
-    vectors_QD, tokens = _encode(body, engine)
-    encoded = time.perf_counter()
-    data = [Embedding(index=index, embedding=value) for index, value in enumerate(_values(body, engine, vectors_QD))]
-    name = engine.pipeline.bundle.manifest.model.provenance.recipe
-    answer = EmbeddingAnswer(data=data, model=name, usage=Usage(prompt_tokens=tokens, total_tokens=tokens))
-    return answer, {"encode": encoded - begin, "render": time.perf_counter() - encoded}
+def _space(body: EmbeddingRequest, engine: Engine) -> Space:
+    """Return whose vectors are wanted; raises a 422 for a space, dimensions or a level that are not offered."""
+    width = engine.pipeline.bundle.manifest.model.dimensions
+    is_code, is_cut = body.encoding_format == "ubinary", body.dimensions not in (None, width)
+    space: Space = body.space or ("adapter" if is_code or is_cut else "encoder")
+    if space == "encoder":
+        if is_code or is_cut:
+            detail = f"gives all {width} dimensions, as floats: leave dimensions, or ubinary, out, or ask for `adapter`"
+            raise invalid("#/space", detail)
+        return space
+    pointer = "#/space" if body.space else "#/encoding_format" if is_code else "#/dimensions"
+    codes = needed_codes(engine, pointer)
+    if is_code:
+        check_level(codes, body.level or "1")
+    check_dims("#/dimensions", body.dimensions, codes)
+    return space
 
 
-def _encode(body: EmbeddingRequest, engine: Engine) -> tuple[NDArray[np.float32], int]:
-    """Return unit vectors (Q, D) float32 and the number of tokens read."""
-    encoder = engine.pipeline.encoder
-    if body.input_type == "query":
-        found = encoder.encode_queries(body.input, memory=False)
-        return found.vectors_QD, int(found.attention_mask_QS.sum())
-    documents = [("", text) for text in body.input]
-    tokens = sum(map(len, encoder.tokenizer.documents(documents)))
-    return encoder.encode_documents(documents, advance=lambda _: None), tokens
+@dataclass(frozen=True)
+class Order:
+    """A checked request; threads compute it part by part.
 
+    Attributes:
+        body: the request.
+        engine: what computes.
+        kind: what its texts are read as.
+        space: whose vectors are wanted.
+    """
 
-def _values(body: EmbeddingRequest, engine: Engine, vectors_QD: NDArray[np.float32]) -> list[Any]:
-    """Return each embedding in the form asked for."""
-    codes = engine.pipeline.codes
-    if body.encoding_format == "ubinary" and codes is not None:
-        words = codes.layout(body.level or "1").words_of(body.dimensions)
-        codes_QW = codes.pack(vectors_QD, body.level or "1")[:, :words]
+    body: EmbeddingRequest
+    engine: Engine
+    kind: TextKind
+    space: Space
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """Tokens that are read of each input; raises a 422 for an input that has more and is not to be cut."""
+        tokenizer = self.engine.pipeline.encoder.tokenizer
+        lengths, most = tokenizer.lengths(self.body.input, self.kind), tokenizer.settings.max_tokens(self.kind)
+        longer = [row for row, length in enumerate(lengths) if length > most]
+        if longer and not self.body.truncate:
+            detail = (
+                f"has {lengths[longer[0]]} tokens, more than the {most} of a {self.kind}: shorten it, "
+                "choose another input_type, or set truncate"
+            )
+            raise invalid(f"#/input/{longer[0]}", detail)
+        return [min(length, most) for length in lengths]
+
+    def part(self, rows: slice) -> tuple[Part, Timings]:
+        """Compute the embeddings of some inputs; the first part to come holds all inputs to their limit."""
+        begin = time.perf_counter()
+        tokens = sum(self.tokens[rows])
+        vectors_QD = self._encode(self.body.input[rows])
+        encoded = time.perf_counter()
+        made = [
+            Embedding.model_construct(index=index, embedding=value)  # ours: nothing to validate
+            for index, value in enumerate(self._values(vectors_QD), rows.start)
+        ]
+        json = ",".join(each.model_dump_json() for each in made)
+        return Part(json, tokens), {"encode": encoded - begin, "render": time.perf_counter() - encoded}
+
+    def _encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return unit vectors (Q, D) float32 of the encoder."""
+        encoder = self.engine.pipeline.encoder
+        if self.kind == "query":
+            return encoder.encode_queries(texts, memory=False).vectors_QD
+        return encoder.encode_documents([("", text) for text in texts], advance=lambda _: None)
+
+    def _values(self, vectors_QD: NDArray[np.float32]) -> list[Any]:
+        """Return each embedding in the form asked for."""
+        if self.body.encoding_format == "ubinary":
+            return self._codes(vectors_QD)
+        if self.space == "adapter":
+            vectors_QD = needed_codes(self.engine, "#/space").binarizer.embed(vectors_QD, self.body.dimensions)
+        if self.body.encoding_format == "base64":
+            return [base64.b64encode(row.astype("<f4").tobytes()).decode("ascii") for row in vectors_QD]
+        return list(vectors_QD.tolist())
+
+    def _codes(self, vectors_QD: NDArray[np.float32]) -> list[list[int]]:
+        """Return the bytes of each packed code."""
+        codes, level = needed_codes(self.engine, "#/encoding_format"), self.body.level or "1"
+        codes_QW = codes.binarizer.codes(vectors_QD, level, self.body.dimensions)
         return [np.frombuffer(row.astype("<u8").tobytes(), np.uint8).tolist() for row in codes_QW]
-    if codes is not None and body.dimensions not in (None, vectors_QD.shape[1]):
-        vectors_QD = codes.binarizer.embed(vectors_QD, body.dimensions)
-    if body.encoding_format == "base64":
-        return [base64.b64encode(row.astype("<f4").tobytes()).decode("ascii") for row in vectors_QD]
-    return list(vectors_QD.tolist())
+
+
+def _response(answer: EmbeddingAnswer, data: Sequence[str], headers: dict[str, str]) -> Response:
+    """Return an answer without its embeddings, and those, as JSON.
+
+    They are JSON already: one call that writes millions of numbers keeps the interpreter, and so the event loop.
+    """
+    before, after = answer.model_dump_json().split("[]", 1)  # of the empty `data`
+    return Response(f"{before}[{','.join(data)}]{after}", headers=headers, media_type="application/json")

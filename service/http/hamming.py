@@ -18,7 +18,7 @@ from fastapi import APIRouter, Body
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from service.http.engine import Engine, Timings
+from service.http.engine import Engine, Timings, document_filter
 from service.http.hamming_schemas import (
     HAMMING_EXAMPLES,
     HammingAnswer,
@@ -36,14 +36,14 @@ from service.http.shared import (
     check_dims,
     check_level,
     check_texts,
-    document_filter,
     json_response,
     needed_codes,
     off_loop,
     timing_headers,
 )
 from service.index.documents import Document
-from service.search.codes import Cascade, CodeSearch, HammingOptions, padding_mask, unit_vectors
+from service.model.packing import are_packed
+from service.search.codes import Cascade, CodeSearch, HammingOptions, unit_vectors
 from service.search.rescoring import Neighbours
 
 MAX_RESULTS = 64_000  # of one request
@@ -71,7 +71,9 @@ async def hamming_search(
     codes = needed_codes(engine, "#")
     _check_limits(body, shared.limits)
     _check_shape(body, codes)
-    _check_cascade(body, engine.pipeline.bundle.manifest.documents)
+    documents = engine.pipeline.bundle.manifest.documents
+    _check_top_k(body, documents)
+    _check_cascade(body, documents)
     answers, timings = await engine.compute(partial(_answer, body, engine, codes))
     engine.metrics.count_queries(len(answers))
     timings |= {"total": time.perf_counter() - begin}
@@ -93,7 +95,7 @@ def _check_limits(body: HammingRequest, limits: RequestLimits) -> None:
     queries = len(body.given())
     if body.top_k > limits.max_hamming_top_k:
         raise invalid("#/top_k", f"is more than {limits.max_hamming_top_k}: ask for fewer results")
-    check_count(f"#/{body.form}", queries, limits)
+    check_count(f"#/{body.form}", queries, limits.max_queries)
     if body.form in ("query", "queries"):
         check_texts(f"#/{body.form}", body.given(), limits.max_query_characters)
     results = queries * body.top_k
@@ -137,6 +139,12 @@ def _answer(body: HammingRequest, engine: Engine, codes: CodeSearch) -> tuple[li
     return results, stages | {"pipeline": sum(seconds[:3])}
 
 
+def _check_top_k(body: HammingRequest, documents: int) -> None:
+    """Raise a 422 for more results than there are documents; who asks for no number gets them all."""
+    if "top_k" in body.model_fields_set and body.top_k > documents:
+        raise invalid("#/top_k", f"is more than the {documents} documents: ask for at most {documents}")
+
+
 def _check_cascade(body: HammingRequest, documents: int) -> None:
     """Raise a 422 for shortlists that take longer than any exact scan would."""
     if body.cascade is None:
@@ -155,7 +163,7 @@ def _options(body: HammingRequest, engine: Engine) -> HammingOptions:
         top_k=body.top_k,
         level=body.level,
         dims=body.dims,
-        eligible=document_filter(engine, body.filter),
+        eligible=document_filter(engine.pipeline, body.filter),
         oversampling=body.rescore,
         cascade=cascade,
     )
@@ -177,15 +185,17 @@ def _codes(body: HammingRequest, codes: CodeSearch) -> NDArray[np.uint64]:
     """Return the given codes (Q, W) uint64, cut to the prefix that is compared."""
     layout = codes.layout(body.level)
     words = layout.words_of(body.dims)
-    padding_W = padding_mask(layout, body.dims)
-    rows = []
+    codes_QW = np.zeros((len(body.given()), layout.words), np.uint64)
     for row, text in enumerate(body.given()):
-        code_W = decode_code(text, body.pointer(row), sorted({words, layout.words}))[:words]
-        if (code_W & padding_W).any():
-            bits = layout.bits_of(body.dims)
-            raise invalid(body.pointer(row), f"has bits behind the {bits} of its level: send a code of this bundle")
-        rows.append(code_W)
-    return np.stack(rows)
+        code_W = decode_code(text, body.pointer(row), sorted({words, layout.words}))
+        codes_QW[row, : len(code_W)] = code_W
+    if len(bad := np.flatnonzero(~are_packed(codes_QW, layout))):
+        detail = (
+            f"is no code of level {layout.level}, which has {layout.bits} bits at {layout.dims} dimensions: pack bit i "
+            "of word w least significant first, as `/v1/embeddings` with ubinary gives codes"
+        )
+        raise invalid(body.pointer(int(bad[0])), detail)
+    return np.ascontiguousarray(codes_QW[:, :words])
 
 
 def decode_code(text: str, pointer: str, widths: list[int]) -> NDArray[np.uint64]:

@@ -44,7 +44,8 @@ class HammingRequest(Strict):
     vectors: Annotated[list[Vector], Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True)] | None = None
     code: Code | None = Field(
         None,
-        description="A packed code of this level: base64 of its uint64 words, little-endian, whole or cut to `dims`.",
+        description="A packed code of this level: base64 of its uint64 words, little-endian, whole or cut to `dims`. "
+        "Bit i of word w, least significant first, is bit 64w + i of the code.",
     )
     codes: Annotated[list[Code], Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True)] | None = None
     level: Level | None = Field(None, description="Level of the codes; the bundle's default if left out.")
@@ -52,7 +53,10 @@ class HammingRequest(Strict):
         None, ge=1, le=MAX_DIMENSIONS, description="Compare the codes of so many dimensions only; `/info` lists them."
     )
     top_k: int = Field(
-        10, ge=1, le=MAX_NEAREST, description="Results per query; all documents where the bundle holds fewer."
+        10,
+        ge=1,
+        le=MAX_NEAREST,
+        description="Results per query, at most as many as there are documents; if left out, 10 or all documents.",
     )
     rescore: int | None = Field(
         None,

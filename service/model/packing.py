@@ -89,6 +89,15 @@ def unpack_values(codes_NW: CodeArray, layout: CodeLayout) -> LevelArray:
     return np.concatenate(parts, axis=1)
 
 
+def are_packed(codes_NW: CodeArray, layout: CodeLayout) -> npt.NDArray[np.bool_]:
+    """Whether `pack_values` makes each of these full codes of some values, (N,): no padding, no step without the lower.
+
+    A code that is cut to a prefix is checked with zeros in the place of the rest.
+    """
+    are_same_N: npt.NDArray[np.bool_] = (pack_values(unpack_values(codes_NW, layout), layout) == codes_NW).all(axis=1)
+    return are_same_N
+
+
 def check_codes(codes_NW: npt.NDArray[Any], words: int, name: str = "codes") -> None:
     """Raise CodeError unless the array is (N, words) uint64."""
     if codes_NW.dtype != np.uint64 or codes_NW.ndim != 2 or codes_NW.shape[1] != words:

@@ -19,7 +19,7 @@ from service.index.artefact import ArtefactError
 from service.index.bundle import Bundle
 from service.index.codes import open_binarizer
 from service.model.binarizer import Binarizer
-from service.model.layout import WORD_BITS, CodeLayout
+from service.model.layout import CodeLayout
 from service.model.packing import CodeArray
 from service.ops.cpus import available_cpus
 from service.search.cascade import cascade_topk
@@ -189,17 +189,6 @@ def open_code_search(bundle: Bundle, threads: int | None = None) -> CodeSearch |
 def bitmap_of(eligible: DocumentFilter) -> NDArray[np.uint64]:
     """Return a filter as the Hamming scan reads it: one word for every 64 documents, none beyond."""
     return eligible.words_W[: -(-eligible.documents // WORD)]
-
-
-def padding_mask(layout: CodeLayout, dims: int | None = None) -> NDArray[np.uint64]:
-    """Return the words (W,) uint64 whose set bits carry no information: codes have zeros there."""
-    last = layout.prefix_index(dims) + 1
-    words, bits = (0, *layout.prefix_words[:last]), (0, *layout.prefix_bits[:last])
-    is_padding = np.ones(words[-1] * WORD_BITS, np.uint8)
-    for block in range(last):
-        start = words[block] * WORD_BITS
-        is_padding[start : start + bits[block + 1] - bits[block]] = 0
-    return np.packbits(is_padding, bitorder="little").view("<u8").astype(np.uint64)
 
 
 def unit_vectors(vectors: Sequence[Sequence[float]]) -> NDArray[np.float32]:

@@ -140,7 +140,21 @@ def test_vectors_are_read_in_the_order_wanted(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 unknown id values, e\.g\. 'z'"):
         read_vectors(tmp_path / "docs.npy", tmp_path / "docs.ids.txt", ["z"])
     (tmp_path / "docs.ids.txt").write_text("a\nb\n")
-    with pytest.raises(DataError, match=r"shape \(3, 2\), but .* names 2 distinct rows"):
+
+
+@pytest.mark.parametrize(
+    ("ids", "counts"),
+    [
+        ("a\nb\n", "2 distinct rows in 2 lines"),
+        ("a\n\nc\n", "2 distinct rows in 2 lines"),  # blank: whose row is the third?
+        ("a\nb\na\n", "2 distinct rows in 3 lines"),
+        ("a\nb\nb\nc\n", "3 distinct rows in 4 lines"),
+    ],
+)
+def test_every_row_of_vectors_has_an_id_of_its_own(ids: str, counts: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "docs.npy", np.zeros((3, 2), np.float16))
+    (tmp_path / "docs.ids.txt").write_text(ids)
+    with pytest.raises(DataError, match=rf"shape \(3, 2\), but .* names {counts}: give every row an id of its own"):
         read_vectors(tmp_path / "docs.npy", tmp_path / "docs.ids.txt", ["a"])
 
 

@@ -60,7 +60,7 @@ def objective(recipe, vectors) -> Objective:
 
 @pytest.fixture
 def batch(recipe, vectors) -> Batch:
-    drawn = BatchSource(vectors, recipe.batch, seed=1, quiet=True).batch(0)
+    drawn = BatchSource(vectors, recipe.batch, seed=1).batch(0)
     others = np.random.default_rng(0).random(drawn.others_QN.shape) < 0.2
     others[np.arange(len(others)), drawn.positives_Q] = False
     return Batch(drawn.queries_QD, drawn.documents_ND, drawn.positives_Q, others)
@@ -199,7 +199,7 @@ def test_the_objective_is_eq_8_of_all_its_losses(objective, batch):
 
 def test_only_losses_with_a_weight_are_in_the_total(vectors):
     recipe = small_recipe(losses=dict.fromkeys(LOSSES, 0.0) | {"kl": 1.0})
-    batch = BatchSource(vectors, recipe.batch, seed=1, quiet=True).batch(0)
+    batch = BatchSource(vectors, recipe.batch, seed=1).batch(0)
     total, parts = start_objective(vectors, recipe)(batch, 0)
     assert {name for name, part in parts.items() if part} == {"kl"}
     assert float(total.detach()) == pytest.approx(parts["kl"])

@@ -28,7 +28,7 @@ def adamw(vectors, recipe, clip):
     """An objective after the recipe's steps of clipped AdamW (Loshchilov and Hutter 2019, algorithm 2)."""
     objective = start_objective(vectors, recipe)
     weights = list(objective.parameters())
-    source = BatchSource(vectors, recipe.batch, recipe.train.seed, quiet=True)
+    source = BatchSource(vectors, recipe.batch, recipe.train.seed)
     moments = [(torch.zeros_like(weight), torch.zeros_like(weight)) for weight in weights]
     for step in range(recipe.train.steps):
         gradients = torch.autograd.grad(objective(source.batch(step), step)[0], weights)

@@ -10,18 +10,19 @@ import torch
 
 from models.lines import DataError
 from models.qama.objective import Objective, rank_offsets, stretch
-from models.qama.recipe import LOSSES
+from models.qama.recipe import LOSSES, RecipeError
 from models.qama.start import FloatArray
 from models.qama.train import _optimise, adapt, add_adapter, rate, run, start_objective, train_adapter
 from models.qama.vectors import read_vectors
 from models.tensors import CheckpointError
+from service.index.artefact import ArtefactError
 from service.index.bundle import open_model
 from service.model.adapter import AdapterError, load_adapter
 from service.model.binarizer import Binarizer
 from service.model.encoder import Encoder
 from service.model.layout import LEVELS
 from tests.models.qama.conftest import PREFIXES, small_recipe
-from tests.tiny import make_documents, make_model
+from tests.tiny import make_bundle, make_documents, make_model
 
 ALL_LOSSES = dict.fromkeys(LOSSES, 0.1)
 
@@ -122,7 +123,7 @@ def test_the_total_is_the_weighted_sum_over_prefixes(vectors):
             losses=dict.fromkeys(LOSSES, 0.0) | {"variance": weights}, quantisation={"straight_through": False}
         )
         objective = start_objective(vectors, recipe)
-        batch = BatchSource(vectors, recipe.batch, 0, quiet=True).batch(0)
+        batch = BatchSource(vectors, recipe.batch, 0).batch(0)
         total, parts = objective(batch, 0)
         assert float(total.detach()) == pytest.approx(parts["variance"])
         return parts["variance"]
@@ -202,6 +203,40 @@ def test_an_adapter_of_another_encoder_or_width_is_refused(vectors, tmp_path):
     )
     with pytest.raises(AdapterError, match="is for 8 dimensions"):
         add_adapter(model, narrow, tmp_path / "out")
+
+
+@pytest.mark.parametrize("out", ["model", "model/run/deep", "link", "bundle"])
+def test_a_run_is_not_written_into_an_artefact(out, tmp_path):
+    model = make_bundle(tmp_path / "bundle", decoder=False).with_name("bundle.model")
+    model.rename(tmp_path / "model")
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    before = sorted(tmp_path.rglob("*"))
+    kind = "bundle" if out == "bundle" else "model"
+    with pytest.raises(ArtefactError, match=rf"a {kind}, and holds its files only: choose another folder"):
+        run(write_recipe(tmp_path / "small.toml"), [tmp_path / "no-such.npy"], tmp_path / out, quiet=True)
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "small.toml"])
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        ("model", {"dimensions": 8}, "gives 8 dimensions, the recipe's prefixes end with 16"),
+        ("out/model", {}, "would be replaced by the model with its adapter: choose another --out"),
+    ],
+)
+def test_a_model_that_cannot_have_the_adapter_is_refused_before_data_are_read(model, changes, message, tmp_path):
+    made = make_model(tmp_path / model, decoder=False, **changes)
+    data = tmp_path / "no-such.npy"
+    with pytest.raises((ArtefactError, RecipeError), match=message):
+        run(write_recipe(tmp_path / "small.toml"), [data], tmp_path / "out", model=made, quiet=True)
+
+
+def test_what_is_no_model_is_refused_before_data_are_read(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "encoder.onnx").write_bytes(b"no graph")
+    recipe, data = write_recipe(tmp_path / "small.toml"), tmp_path / "no-such.npy"
+    with pytest.raises(ArtefactError, match=r"has no manifest\.json"):
+        run(recipe, [data], tmp_path / "out", model=tmp_path / "model", quiet=True)
 
 
 def contents(adapter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from starlette.testclient import TestClient
 from tokenizers import Tokenizer
 
+from service.http import embeddings
+from service.http.app import create_app
 from service.index.bundle import open_bundle
 from service.model.layout import LEVELS
 from service.search.pipeline import Pipeline
-from tests.service.http.fakes import running
+from tests.service.http.fakes import make_settings, running
 from tests.tiny import make_bundle
 
 TEXTS = ["north star", "a reef, a reef and an anchor", "☃"]
@@ -61,6 +65,7 @@ def test_client_gets_the_encoders_vectors_and_the_tokens(
         assert [each.index for each in got.data] == [0, 1, 2]
         assert (got.model, got.object, got.data[0].object) == ("tiny", "list", "embedding")
         assert (got.usage.prompt_tokens, got.usage.total_tokens) == (tokens, tokens)
+        assert got.model_dump()["space"] == "encoder"
 
 
 def test_one_text_needs_no_list(client: openai.OpenAI, pipeline: Pipeline) -> None:
@@ -81,9 +86,24 @@ def test_smaller_dimensions_are_unit_prefixes_of_the_adapters_vectors(
     client: openai.OpenAI, pipeline: Pipeline
 ) -> None:
     adapted = pipeline.check_codes().binarizer.adapt(pipeline.encoder.encode_queries(TEXTS).vectors_QD)[:, :8]
-    got = client.embeddings.create(input=TEXTS, model="x", dimensions=8)
     expected = adapted / np.linalg.norm(adapted, axis=1, keepdims=True)
-    np.testing.assert_allclose([each.embedding for each in got.data], expected, atol=1e-5)
+    for more in ({}, {"space": "adapter"}):
+        got = client.embeddings.create(input=TEXTS, model="x", dimensions=8, extra_body=more)
+        np.testing.assert_allclose([each.embedding for each in got.data], expected, atol=1e-5)
+        assert got.model_dump()["space"] == "adapter"
+
+
+@pytest.mark.parametrize("dims", [{}, {"dimensions": 16}])
+def test_the_space_of_full_vectors_can_be_chosen(
+    client: openai.OpenAI, pipeline: Pipeline, dims: dict[str, Any]
+) -> None:
+    vectors = pipeline.encoder.encode_queries(TEXTS).vectors_QD
+    adapted = pipeline.check_codes().binarizer.adapt(vectors)
+    assert np.abs(adapted - vectors).max() > 0.01
+    for space, expected in (("encoder", vectors), ("adapter", adapted)):
+        got = client.embeddings.create(input=TEXTS, model="x", extra_body={"space": space, **dims})
+        np.testing.assert_allclose([each.embedding for each in got.data], expected, atol=1e-5)
+        assert got.model_dump()["space"] == space
 
 
 def test_documents_are_encoded_as_the_index_does(client: openai.OpenAI, pipeline: Pipeline, folder: Path) -> None:
@@ -93,8 +113,6 @@ def test_documents_are_encoded_as_the_index_does(client: openai.OpenAI, pipeline
     np.testing.assert_allclose([each.embedding for each in got.data], pipeline.bundle.vectors[:3], atol=1e-5)
     tokenizer = Tokenizer.from_file(str(folder / "model" / "tokenizer.json"))
     assert got.usage.prompt_tokens == sum(min(48, len(tokenizer.encode(f"chart {text}").ids)) for text in texts)
-    long = client.embeddings.create(input="reef " * 500, model="x", extra_body={"input_type": "document"})
-    assert long.usage.prompt_tokens == 48
 
 
 @pytest.mark.parametrize("level", [None, *LEVELS])
@@ -107,6 +125,7 @@ def test_ubinary_is_the_packed_code_that_hamming_search_takes(
     got = client.embeddings.create(input=TEXTS, model="x", extra_body=more)
     vectors = pipeline.encoder.encode_queries(TEXTS).vectors_QD
     codes = pipeline.check_codes().binarizer.codes(vectors, level or "1", dims)
+    assert got.model_dump()["space"] == "adapter"
     content = [bytes(map(int, each.embedding)) for each in got.data]  # the client's type says float
     assert content == [row.astype("<u8").tobytes() for row in codes]
     code = base64.b64encode(content[0]).decode()
@@ -122,10 +141,13 @@ def test_ubinary_is_the_packed_code_that_hamming_search_takes(
         ({"input": ""}, "#/input/0", "is empty"),
         ({"input": []}, "#/input", "at least 1"),
         ({"input": ["a", ""]}, "#/input/1", "is empty"),
-        ({"input": [[1, 2, 3]]}, "#/input/0", "valid string"),
+        ({"input": [[1, 2, 3]]}, "#/input", "is an array of tokens, which are another model's: send texts"),
+        ({"input": [1, 2, 3]}, "#/input", "is an array of tokens, which are another model's: send texts"),
+        ({"input": [None]}, "#/input/0", "valid string"),
         ({"input": 5}, "#/input", "valid list"),
         ({"input": None}, "#/input", "valid list"),
-        ({"input": ["a"] * 65}, "#/input", "65 queries, more than 64"),
+        ({"input": ["a"] * 2049}, "#/input", "has 2049 inputs, more than 2048: send several requests"),
+        ({"input": ["a"] * 10_001}, "#/input", "at most 10000"),
         ({"input": "a" * 501}, "#/input", "more than 500 characters"),
         ({"input": "a", "model": None}, "#/model", "valid string"),
         ({"input": "a", "dimensions": 9}, "#/dimensions", "is 9, which is no prefix of these codes: choose from 8, 16"),
@@ -134,6 +156,10 @@ def test_ubinary_is_the_packed_code_that_hamming_search_takes(
         ({"input": "a", "encoding_format": "int8"}, "#/encoding_format", "'float', 'base64' or 'ubinary'"),
         ({"input": "a", "encoding_format": "ubinary", "level": "3"}, "#/level", "'hybrid'"),
         ({"input": "a", "level": "1"}, "#", "level belongs to encoding_format ubinary"),
+        ({"input": "a", "space": "encoder", "dimensions": 8}, "#/space", "gives all 16 dimensions, as floats"),
+        ({"input": "a", "space": "encoder", "encoding_format": "ubinary"}, "#/space", "or ask for `adapter`"),
+        ({"input": "a", "space": "float"}, "#/space", "'encoder' or 'adapter'"),
+        ({"input": "a", "truncate": "yes"}, "#/truncate", "valid boolean"),
         ({"input": "a", "input_type": "passage"}, "#/input_type", "'query' or 'document'"),
         ({"input": "a", "made_up": 1}, "#", "does not exist"),
     ],
@@ -146,6 +172,123 @@ def test_mistakes_are_named(url: str, body: dict[str, Any], pointer: str, words:
     error = answer.json()["errors"][0]
     assert error["pointer"] == pointer
     assert words in error["detail"]
+
+
+LONG = "reef " * 30
+
+
+@pytest.fixture(scope="module")
+def plain_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """A model without prefixes and without an adapter: queries have up to 24 tokens, documents 48."""
+    folder = make_bundle(tmp_path_factory.mktemp("plain") / "bundle", decoder=False)
+    opened = Pipeline(open_bundle(folder), 1)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def plain(plain_pipeline: Pipeline) -> Iterator[TestClient]:
+    """Two texts are computed at a time, five are taken."""
+    with TestClient(create_app(plain_pipeline, make_settings(max_queries=2, max_embedding_inputs=5))) as client:
+        yield client
+
+
+def embed(client: TestClient, **body: Any) -> dict[str, Any]:
+    answer = client.post("/v1/embeddings", json={"model": "x"} | body)
+    assert answer.status_code == 200, answer.text
+    result: dict[str, Any] = answer.json()
+    return result
+
+
+def refusal(client: TestClient, **body: Any) -> tuple[str, str]:
+    """Return the pointer and detail of the one error of a 422."""
+    answer = client.post("/v1/embeddings", json={"model": "x"} | body)
+    assert answer.status_code == 422, answer.text
+    return tuple(answer.json()["errors"][0][part] for part in ("pointer", "detail"))  # type: ignore[return-value]
+
+
+def test_texts_are_documents_where_prefixes_do_not_part_them(plain: TestClient, plain_pipeline: Pipeline) -> None:
+    expected = plain_pipeline.encoder.encode_documents([("", LONG), ("", "north")], advance=lambda _: None)
+    got = embed(plain, input=[LONG, "north"])
+    np.testing.assert_allclose([each["embedding"] for each in got["data"]], expected, atol=1e-6)
+    assert got["usage"] == {"prompt_tokens": 32 + 3, "total_tokens": 32 + 3}
+    assert embed(plain, input=[LONG, "north"], input_type="document")["data"] == got["data"]
+
+
+def test_texts_are_queries_where_prefixes_part_them(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.UnprocessableEntityError) as refused:
+        client.embeddings.create(input=LONG, model="x")
+    assert "has 33 tokens, more than the 24 of a query" in refused.value.response.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "length", "most"),
+    [("query", LONG, 32, 24), (None, 2 * LONG, 62, 48), ("document", 2 * LONG, 62, 48)],
+)
+def test_a_text_of_too_many_tokens_is_refused_unless_it_may_be_cut(
+    plain: TestClient, plain_pipeline: Pipeline, kind: str | None, text: str, length: int, most: int
+) -> None:
+    body: dict[str, Any] = {"input": ["north", text]} | ({"input_type": kind} if kind else {})
+    remedy = "shorten it, choose another input_type, or set truncate"
+    detail = f"has {length} tokens, more than the {most} of a {kind or 'document'}: {remedy}"
+    assert refusal(plain, **body) == ("#/input/1", detail)
+    assert refusal(plain, **body, truncate=False) == ("#/input/1", detail)
+    got = embed(plain, **body, truncate=True)
+    encoder = plain_pipeline.encoder
+    cut = (
+        encoder.encode_queries([text]).vectors_QD[0]
+        if kind == "query"
+        else encoder.encode_documents([("", text)], advance=lambda _: None)[0]
+    )
+    np.testing.assert_allclose(got["data"][1]["embedding"], cut, atol=1e-6)
+    assert got["usage"]["prompt_tokens"] == 3 + most
+
+
+def test_a_text_of_just_as_many_tokens_is_taken(plain: TestClient) -> None:
+    assert embed(plain, input="reef " * 22, input_type="query")["usage"]["prompt_tokens"] == 24
+    assert refusal(plain, input="reef " * 23, input_type="query")[0] == "#/input/0"
+
+
+def test_many_texts_are_computed_a_batch_at_a_time(
+    plain: TestClient, plain_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["north", "south", LONG, "reef", "mast and keel"]
+    expected = plain_pipeline.encoder.encode_documents([("", text) for text in texts], advance=lambda _: None)
+    sizes: list[int] = []
+    real = plain_pipeline.encoder.encode_documents
+    monkeypatch.setattr(
+        plain_pipeline.encoder,
+        "encode_documents",
+        lambda documents, advance: (sizes.append(len(documents)), real(documents, advance))[1],
+    )
+    got = embed(plain, input=texts)
+    assert sizes == [2, 2, 1]
+    assert [(each["object"], each["index"]) for each in got["data"]] == [("embedding", row) for row in range(5)]
+    np.testing.assert_allclose([each["embedding"] for each in got["data"]], expected, atol=1e-6)
+    assert refusal(plain, input=[*texts, "sail"]) == ("#/input", "has 6 inputs, more than 5: send several requests")
+    sizes.clear()
+    assert refusal(plain, input=[*texts[:4], 2 * LONG])[0] == "#/input/4"
+    assert sizes == []  # nothing is encoded before all are known to be short enough
+
+
+@pytest.mark.parametrize(("texts", "is_elsewhere"), [(1, False), (51, True)])
+def test_answers_of_many_texts_are_put_together_off_the_event_loop(
+    url: str, texts: int, is_elsewhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    real = embeddings._response
+    monkeypatch.setattr(
+        embeddings, "_response", lambda *given: (threads.append(threading.current_thread().name), real(*given))[1]
+    )
+    assert httpx.post(f"{url}/v1/embeddings", json={"model": "x", "input": ["a"] * texts}).status_code == 200
+    assert ["AnyIO worker thread" in name for name in threads] == [is_elsewhere]
+
+
+def test_a_bundle_without_an_adapter_has_one_space(plain: TestClient) -> None:
+    assert embed(plain, input="a", space="encoder")["space"] == "encoder"
+    pointer, detail = refusal(plain, input="a", space="adapter")
+    assert (pointer, "index with a model that has an adapter (recipe qama)" in detail) == ("#/space", True)
+    assert refusal(plain, input="a", space="adapter", dimensions=8)[0] == "#/space"
 
 
 def test_bytes_of_ubinary_are_whole_numbers(url: str) -> None:

@@ -149,10 +149,22 @@ def test_filter_cascade_and_documents(client: TestClient) -> None:
     assert len(few["results"]) == 1
 
 
-def test_more_results_than_documents_gives_them_all(client: TestClient) -> None:
+def test_as_many_results_as_documents_are_all_of_them(client: TestClient) -> None:
     for more in ({}, {"rescore": 100}, {"dims": 8}):
-        answer = ask(client, query="rope", top_k=1000, **more)
+        answer = ask(client, query="rope", top_k=60, **more)
         assert sorted(result["id"] for result in answer["results"]) == sorted(DOCUMENTS)
+
+
+def test_who_asks_for_no_number_gets_all_of_few_documents(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "bundle", make_documents(3), decoder=False, code_levels=("1",))
+    with TestClient(create_app(Pipeline(open_bundle(folder), 1), make_settings())) as client:
+        for more in ({}, {"rescore": 100}):
+            assert len(ask(client, query="rope", **more)["results"]) == 3
+        assert refusal(client, {"query": "rope", "top_k": 4}) == (
+            "#/top_k",
+            "is more than the 3 documents: ask for at most 3",
+        )
+        assert len(client.post("/v1/search", json={"query": "rope", "mode": "hamming"}).json()["results"]) == 3
 
 
 def test_stages_and_queries_are_counted(client: TestClient) -> None:
@@ -203,6 +215,8 @@ def test_openapi_examples_are_accepted(client: TestClient) -> None:
         ({"query": "a", "top_k": 0}, "#/top_k", "greater than or equal to 1"),
         ({"query": "a", "top_k": 1001}, "#/top_k", "is more than 1000"),
         ({"query": "a", "top_k": 10**30}, "#/top_k", ""),
+        ({"query": "a", "top_k": 61}, "#/top_k", "is more than the 60 documents: ask for at most 60"),
+        ({"query": "a", "top_k": 61, "filter": {"ids": ["d1"]}}, "#/top_k", "ask for at most 60"),
         ({"query": "a", "top_k": 1000, "rescore": 101}, "#/rescore", "less than or equal to 100"),
         ({"code": "AAAA", "rescore": 2}, "#", "rescore needs more than a code"),
         ({"query": "a", "dims": 8, "cascade": {"dims": 8, "share": 0.5}}, "#", "leave dims out"),
@@ -239,7 +253,7 @@ def test_openapi_examples_are_accepted(client: TestClient) -> None:
         ({"code": base64.b64encode(bytes(15)).decode()}, "#/code", "has 15 bytes, a code here has 16"),
         ({"codes": [base64.b64encode(bytes(16)).decode(), "%"]}, "#/codes/1", "is not base64"),
         ({"code": base64.b64encode(bytes(24)).decode(), "dims": 8}, "#/code", "24 bytes, a code here has 8 or 16"),
-        ({"code": base64.b64encode(b"\xff" * 16).decode()}, "#/code", "has bits behind the 16 of its level"),
+        ({"code": base64.b64encode(b"\xff" * 16).decode()}, "#/code", "is no code of level 1, which has 16 bits"),
         ({"code": "A" * 40_001}, "#/code", "at most 40000"),
         ({"code": 5}, "#/code", "valid string"),
         ({"query": "a", "include": ["codes"]}, "#/include/0", "'documents'"),
@@ -252,6 +266,21 @@ def test_mistakes_are_named_with_numbers_and_a_remedy(
     found, detail = refusal(client, body)
     assert found == pointer
     assert words in detail
+
+
+@pytest.mark.parametrize("level", ["1.5", "2", "hybrid"])
+@pytest.mark.parametrize("dims", [None, 8])
+def test_codes_packed_in_another_order_of_bits_are_refused(
+    client: TestClient, pipeline: Pipeline, level: str, dims: int | None
+) -> None:
+    """As `numpy.packbits` packs them if it is not told otherwise."""
+    right = packed(pipeline, level, dims)
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(right[1]), np.uint8), bitorder="little")
+    wrong = base64.b64encode(np.packbits(bits).tobytes()).decode()
+    body = {"codes": [right[0], wrong], "level": level} | ({"dims": dims} if dims else {})
+    pointer, detail = refusal(client, body)
+    assert (pointer, f"is no code of level {level}" in detail) == ("#/codes/1", True)
+    assert "bit i of word w least significant first" in detail
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])

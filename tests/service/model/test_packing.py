@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.model.layout import LEVELS, CodeError, CodeLayout, Level, code_layout
-from service.model.packing import from_blocks, pack_values, to_blocks, unpack_bits, unpack_values
+from service.model.packing import are_packed, from_blocks, pack_values, to_blocks, unpack_bits, unpack_values
 
 # the paper's codebooks, as printed
 CODEBOOKS: dict[str, list[list[int]]] = {
@@ -39,12 +39,16 @@ def spelled(values_U: npt.NDArray[np.uint8], columns: list[str]) -> list[int]:
     return list(itertools.chain.from_iterable(CODEBOOKS[lv][int(v)] for v, lv in zip(values_U, columns, strict=True)))
 
 
+STEPS = {"0.5": (2, 2), "hybrid": (8, 2)}  # that full widths, and prefixes, are multiples of
+
+
 @st.composite
 def layouts(draw: st.DrawFn) -> CodeLayout:
     level = draw(st.sampled_from(LEVELS))
-    dims = 8 * draw(st.integers(1, 60))
-    cuts = draw(st.lists(st.integers(1, dims // 2 - 1).map(lambda half: 2 * half), max_size=4, unique=True))
-    return code_layout(level, [*sorted(cuts), dims])
+    whole, part = STEPS.get(level, (1, 1))
+    dims = whole * draw(st.integers(1, 480 // whole))
+    cuts = draw(st.sets(st.integers(1, (dims - 1) // part), max_size=4)) if dims > part else set()
+    return code_layout(level, [*sorted(part * cut for cut in cuts), dims])
 
 
 @given(layout=layouts(), seed=st.integers(0, 2**32 - 1))
@@ -72,6 +76,23 @@ def test_packed_distance_is_the_difference_of_levels_summed(layout: CodeLayout, 
         packed = int(np.bitwise_count(codes[a] ^ codes[b]).sum())
         assert packed == np.abs(values[a] - values[b]).sum()
         assert packed == (unpack_bits(codes, layout)[a] != unpack_bits(codes, layout)[b]).sum()
+
+
+@given(layout=layouts(), seed=st.integers(0, 2**32 - 1), flipped=st.integers(0, 2**20))
+@settings(max_examples=80, deadline=None)
+def test_codes_are_packed_where_every_value_is_spelled_as_in_the_codebook(
+    layout: CodeLayout, seed: int, flipped: int
+) -> None:
+    columns = column_levels(layout.level, layout.dims)
+    codes = pack_values(random_values(np.random.default_rng(seed), 3, columns), layout)
+    assert are_packed(codes, layout).all()
+    word, bit = divmod(flipped % (64 * layout.words), 64)
+    codes[1, word] ^= np.uint64(1) << np.uint64(bit)
+    bits = iter(unpack_bits(codes, layout)[1].tolist())
+    read = [list(itertools.islice(bits, len(CODEBOOKS[level][0]))) for level in columns]
+    is_spelled = all(value in CODEBOOKS[level] for value, level in zip(read, columns, strict=True))
+    has_no_padding = np.bitwise_count(codes[1]).sum() == sum(map(sum, read))
+    assert are_packed(codes, layout).tolist() == [True, is_spelled and has_no_padding, True]
 
 
 @pytest.mark.parametrize(("level", "dims"), [("0.5", [126]), ("1", [63]), ("1", [64]), ("2", [21]), ("1.5", [96])])

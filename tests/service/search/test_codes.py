@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,8 @@ from service.index.artefact import ArtefactError
 from service.index.bundle import open_bundle
 from service.model.adapter import AdapterInfo, load_adapter, save_adapter
 from service.model.layout import LEVELS, CodeError, code_layout
-from service.model.packing import pack_values
 from service.search import cascade
-from service.search.codes import Cascade, CodeSearch, HammingOptions, padding_mask, unit_vectors
+from service.search.codes import Cascade, CodeSearch, HammingOptions, unit_vectors
 from service.search.filters import DocumentFilter
 from service.search.pipeline import Pipeline, SearchOptions
 from service.search.rescoring import cosines_of
@@ -196,22 +196,6 @@ def test_generative_mode_scans_nothing(pipeline: Pipeline, monkeypatch: pytest.M
         pipeline.search(QUERIES[:1], SearchOptions(mode="hamming"))
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    level=st.sampled_from(LEVELS),
-    prefixes=st.lists(st.integers(1, 25).map(lambda step: 8 * step), min_size=1, max_size=4, unique=True).map(sorted),
-    data=st.data(),
-)
-def test_padding_mask_is_where_no_code_has_a_bit(level: str, prefixes: list[int], data: st.DataObject) -> None:
-    layout = code_layout(level, prefixes)
-    dims = data.draw(st.sampled_from(prefixes))
-    highest = [
-        {"2": 3, "1.5": 2}.get(run.level, 1) for block in layout.blocks() for run in block for _ in range(run.values)
-    ]
-    every_bit = pack_values(np.array([highest]), layout)[0, : layout.words_of(dims)]
-    assert padding_mask(layout, dims).tolist() == (~every_bit).tolist()
-
-
 @given(st.lists(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=3, max_size=3), min_size=1))
 @settings(deadline=None, max_examples=100)
 def test_vectors_of_any_size_become_unit_vectors(rows: list[list[float]]) -> None:
@@ -267,23 +251,23 @@ def test_what_the_bundle_lacks_is_refused_with_what_it_has(
 
 
 def test_an_adapter_that_says_another_encoder_is_refused_at_load(folder: Path, tmp_path: Path) -> None:
-    """The manifest is right; only the adapter's own metadata names another encoder."""
+    """The manifest is right; only the adapter's own metadata names another encoder (exchanged after the opening)."""
     copy = Path(shutil.copytree(folder, tmp_path / "bundle"))
     file = copy / "model" / "adapter.safetensors"
     tensors, info = load_adapter(file)
-    for encoder, prefixes, message in [
-        ("ab" * 32, info.prefixes, "belongs to the encoder abababababab, this model's is"),
-        (info.encoder, (4, 16), r"has prefixes \[4, 16\], the manifest says \[8, 16\]"),
-    ]:
-        file.unlink()
-        save_adapter(file, tensors, AdapterInfo(prefixes, encoder))
-        with closing(open_bundle(copy, verify=False)) as bundle, pytest.raises(ArtefactError, match=message):
-            Pipeline(bundle, 1)
+    with closing(open_bundle(copy)) as bundle:
+        for encoder, prefixes, message in [
+            ("ab" * 32, info.prefixes, "belongs to the encoder abababababab, this model's is"),
+            (info.encoder, (4, 16), r"has prefixes \[4, 16\], the manifest says \[8, 16\]"),
+        ]:
+            file.unlink()
+            save_adapter(file, tensors, AdapterInfo(prefixes, encoder))
+            with pytest.raises(ArtefactError, match=message):
+                Pipeline(bundle, 1)
 
 
-def test_codes_of_another_width_are_refused_at_load(folder: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(folder, tmp_path / "bundle"))
-    (copy / "codes_1.npy").unlink()
-    np.save(copy / "codes_1.npy", np.zeros((2, 3, 32), np.uint64))
-    with closing(open_bundle(copy, verify=False)) as bundle, pytest.raises(ArtefactError, match="codes of 3 words"):
-        Pipeline(bundle, 1)
+def test_codes_of_another_width_are_refused_at_load(folder: Path) -> None:
+    with closing(open_bundle(folder)) as bundle:
+        other = replace(bundle, codes={"1": np.zeros((2, 3, 32), np.uint64)})
+        with pytest.raises(ArtefactError, match="codes of 3 words"):
+            Pipeline(other, 1)
