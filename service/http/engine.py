@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from service import __version__
-from service.http.problems import Problem, overloaded
+from service.http.problems import Problem, invalid, overloaded
 from service.http.rendering import SearchPipeline, explain, render_results
-from service.http.schemas import QueryAnswer, Result
+from service.http.schemas import DocumentIds, QueryAnswer, Result
 from service.model.tokens import TextError
 from service.ops.cache import AnswerCache, answer_key
 from service.ops.metrics import Metrics
@@ -33,6 +33,7 @@ MANY_RESULTS = 50  # a millisecond of JSON where their documents are long: not f
 MUCH_JSON = 100_000  # bytes of answers from the cache, likewise
 Timings = dict[str, float]
 Answers = TypeVar("Answers")
+Work = Callable[[], tuple[Answers, Timings]]  # runs in a thread; gives its result and seconds per stage
 
 
 class CachedAnswer(BaseModel):
@@ -51,12 +52,14 @@ class Search:
         options: how to search; its scoring is never None.
         histories: one per query, or None.
         include: the parts of a result that were asked for.
+        filter: the documents that may be found, None for all; looked up by the thread that computes.
     """
 
     queries: Sequence[str]
     options: SearchOptions
     histories: Sequence[Sequence[str]] | None = None
     include: frozenset[str] = frozenset()
+    filter: DocumentIds | None = None
 
     def part(self, rows: Sequence[int]) -> Search:
         """Return the search for some of the queries."""
@@ -65,7 +68,8 @@ class Search:
 
     def keys(self, digest: str) -> list[str]:
         """Return the cache key of each query: everything that its answer depends on."""
-        how = repr((__version__, self.options, sorted(self.include)))  # once: a filter's bitmap is read for it
+        allowed = None if self.filter is None else sorted(set(self.filter.ids))
+        how = repr((__version__, self.options, sorted(self.include), allowed))  # once: a filter may be long
         histories = self.histories or [[]] * len(self.queries)
         return [
             answer_key([digest, how, query, *history]) for query, history in zip(self.queries, histories, strict=True)
@@ -81,12 +85,20 @@ class Engine:
         metrics: where to count.
         concurrency: threads that compute.
         max_in_flight: requests that compute or wait for a thread.
+        queue_seconds: how long work waits for a thread.
     """
 
     def __init__(
-        self, pipeline: SearchPipeline, cache: AnswerCache, metrics: Metrics, concurrency: int, max_in_flight: int
+        self,
+        pipeline: SearchPipeline,
+        cache: AnswerCache,
+        metrics: Metrics,
+        concurrency: int,
+        max_in_flight: int,
+        queue_seconds: float,
     ) -> None:
-        self.pipeline, self.cache, self.metrics, self.max_in_flight = pipeline, cache, metrics, max_in_flight
+        self.pipeline, self.cache, self.metrics = pipeline, cache, metrics
+        self.max_in_flight, self.queue_seconds = max_in_flight, queue_seconds
         self.in_flight = 0
         self._digest = pipeline.bundle.digest
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="rhumb-search")
@@ -141,36 +153,75 @@ class Engine:
         task.add_done_callback(self._writes.discard)
         await asyncio.sleep(0)
 
-    async def compute(self, work: Callable[[], tuple[Answers, Timings]]) -> tuple[Answers, Timings]:
+    async def compute(self, work: Work[Answers]) -> tuple[Answers, Timings]:
         """Run work in a thread of the pool; give its result, and seconds per stage with the wait in the queue.
 
         Raises:
-            Problem: 503 when the service is full, 422 for a text that the model cannot encode, or what the work raises.
+            Problem: 503 when the service is full or no thread was free in time, 422 for a text that the model cannot
+                encode, or what the work raises.
+        """
+        (answers,), timings = await self.compute_each([work])
+        return answers, timings
+
+    async def compute_each(self, works: Sequence[Work[Answers]]) -> tuple[list[Answers], Timings]:
+        """Run the pieces of one request in turn, each behind what waits by then; see `compute`.
+
+        They have one place, which is free again when a thread is done with the last, not when the client leaves.
         """
         if self.in_flight >= self.max_in_flight:
             self.metrics.count_refusal("overload")
-            raise overloaded(self.in_flight)
+            raise overloaded(f"{self.in_flight} requests are in flight")
+        answers: list[Answers] = []
+        timings: Timings = {}
+        running: Future[tuple[Answers, Timings]] | None = None
+        self._count(+1)
         try:
-            answers, timings = await asyncio.wrap_future(self._submit(work))
+            for work in works:
+                running = self._submit(work)
+                answer, stages = await self._in_time(running)
+                answers.append(answer)
+                timings |= {stage: timings.get(stage, 0.0) + seconds for stage, seconds in stages.items()}
         except TextError as error:
             raise Problem(422, f"a text {error.reason}") from None
+        finally:
+            self._leave_after(running)
         self.metrics.observe_stages(timings)
         return answers, timings
 
-    def _submit(self, work: Callable[[], tuple[Answers, Timings]]) -> Future[tuple[Answers, Timings]]:
-        """Queue the work; its place is free again when the thread is done with it, not when the client leaves."""
-        loop = asyncio.get_running_loop()
+    async def _in_time(self, queued: Future[Answers]) -> Answers:
+        """Wait for work; what no thread has begun is dropped when its time is over, or the request is cancelled."""
+        timer = asyncio.get_running_loop().call_later(self.queue_seconds, queued.cancel)
+        try:
+            return await asyncio.wrap_future(queued)
+        except asyncio.CancelledError:
+            if (request := asyncio.current_task()) is not None and request.cancelling():
+                raise
+            self.metrics.count_refusal("queue")
+            raise overloaded(f"no thread was free for {self.queue_seconds:g} seconds") from None
+        finally:
+            timer.cancel()
+
+    def _submit(self, work: Work[Answers]) -> Future[tuple[Answers, Timings]]:
+        """Queue the work. What is dropped stays in the pool's queue for a while, but not what it refers to."""
         queued = time.perf_counter()
+        waiting = [work]
 
         def run() -> tuple[Answers, Timings]:
             waited = time.perf_counter() - queued
-            answers, timings = work()
+            answers, timings = waiting.pop()()
             return answers, {"queue": waited, **timings}
 
-        self._count(+1)
         future = self._threads.submit(run)
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._count, -1))
+        future.add_done_callback(lambda _: waiting.clear())
         return future
+
+    def _leave_after(self, running: Future[Any] | None) -> None:
+        """Free a place: at once, or when the thread is done with what it still runs."""
+        if running is None or running.done():
+            self._count(-1)
+        else:
+            loop = asyncio.get_running_loop()
+            running.add_done_callback(lambda _: loop.call_soon_threadsafe(self._count, -1))
 
     def _count(self, change: int) -> None:
         self.in_flight += change
@@ -179,13 +230,16 @@ class Engine:
     def _run(self, search: Search) -> tuple[list[QueryAnswer], Timings]:
         """Compute in a thread: the pipeline, then what clients get."""
         begin = time.perf_counter()
-        found = self.pipeline.search(search.queries, search.options, search.histories)
+        options = search.options
+        if search.filter is not None:
+            options = replace(options, eligible=document_filter(self.pipeline, search.filter))
+        found = self.pipeline.search(search.queries, options, search.histories)
         done = time.perf_counter()
         answers = [
             QueryAnswer(
-                results=render_results(answer, search.options, search.include),
+                results=render_results(answer, options, search.include),
                 cached=False,
-                explanation=explain(answer, search.options) if search.options.explain else None,
+                explanation=explain(answer, options) if options.explain else None,
             )
             for answer in found
         ]
@@ -230,6 +284,22 @@ class Engine:
             await asyncio.wait(self._writes, timeout=1)
         await self.cache.close()
         await asyncio.to_thread(self.pipeline.close)
+
+
+def document_filter(pipeline: SearchPipeline, given: DocumentIds | None) -> DocumentFilter | None:
+    """Return the documents that a request allows, None for all; raises a 422 for ids that no document has."""
+    if given is None:
+        return None
+    documents = pipeline.bundle.documents
+    positions = documents.positions_of(given.ids)
+    unknown = [row for row, position in enumerate(positions) if position is None]
+    if unknown:
+        raise invalid(
+            "#/filter/ids",
+            f"has {len(unknown)} ids of {len(positions)} that no document has, the first is number {unknown[0]}: "
+            "leave them out",
+        )
+    return DocumentFilter.from_positions([position for position in positions if position is not None], len(documents))
 
 
 def _written(answers: Mapping[str, QueryAnswer]) -> dict[str, bytes]:

@@ -52,6 +52,7 @@ class ServiceInfo(BaseModel):
     max_query_characters: int
     max_top_k: int
     max_hamming_top_k: int
+    max_embedding_inputs: int
     modes: list[Mode] = Field(description="What `mode` of a search can be with this bundle.")
     lexical_weight: float | None = Field(None, description="Of words in `hybrid`; none where words are not indexed.")
     codes: CodesInfo | None = Field(None, description="None where the bundle has no packed codes.")

@@ -23,7 +23,7 @@ CLOSE = {"connection": "close"}  # the rest of the body must not be taken for th
 
 
 class ClientGoneError(Exception):
-    """The client hung up while it sent its body."""
+    """The client hung up before it had its answer."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,20 @@ class BodyLimits:
         except ClientGoneError:
             pass
         else:
+            await self._answer(scope, handed_on, receive, send)
+
+    async def _answer(self, scope: Scope, handed_on: Receive, receive: Receive, send: Send) -> None:
+        """Pass the request on for as long as its client is there: who leaves gives up its place in the queue."""
+        if handed_on is receive:  # without a body nothing is computed
             await self.app(scope, handed_on, send)
+            return
+        try:
+            async with asyncio.TaskGroup() as group:
+                watch = group.create_task(_until_gone(receive))
+                await self.app(scope, handed_on, send)
+                watch.cancel()
+        except* ClientGoneError:
+            pass
 
     async def _checked(self, scope: Scope, receive: Receive) -> Receive:
         """Return what the application receives from, once the body is here and is what it may be."""
@@ -122,6 +135,12 @@ async def _next_chunk(receive: Receive) -> tuple[bytes, bool]:
     if message["type"] == "http.disconnect":
         raise ClientGoneError
     return message.get("body", b""), message.get("more_body", False)
+
+
+async def _until_gone(receive: Receive) -> None:
+    """Raise ClientGoneError as soon as the client hangs up; the body is here, so nothing else comes from it."""
+    while True:
+        await _next_chunk(receive)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -67,9 +67,9 @@ class Problem(Exception):  # noqa: N818 - the word of RFC 9457
         await self.response()(scope, receive, send)
 
 
-def overloaded(in_flight: int) -> Problem:
+def overloaded(reason: str) -> Problem:
     """Return the 503 of a full service."""
-    return Problem(503, f"{in_flight} requests are in flight: try again in a second", headers={"retry-after": "1"})
+    return Problem(503, f"{reason}: try again in a second", headers={"retry-after": "1"})
 
 
 def invalid(pointer: str, detail: str) -> Problem:

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with bounds: on the head of a request (a deadline, a size) and on open connections.
+"""uvicorn's HTTP protocol with bounds: on the head of a request, on the reading of answers, on open connections.
 
 uvicorn waits for headers for ever and keeps them all, and waits as long for a client that does not read its answer; one
 slow client per connection would hold every one.
@@ -12,18 +12,28 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.ops.metrics import Metrics, Refusal
+
 MAX_HEAD_BYTES = 64 << 10
+LEAST_READ_BYTES = 64 << 10  # of an answer that waits to be read, in each write_timeout_seconds
+REASONS: dict[int, Refusal] = {400: "not_http", 408: "late_head", 431: "large_head", 503: "connections"}
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Answers 408 to a late head, 431 to a large one, 400 to no HTTP, 503 to a connection too many, and closes."""
+    """Answers 408 to a late head, 431 to a large one, 400 to no HTTP, 503 to a connection too many, and closes.
+
+    Who does not read is cut off: an answer that fills the buffer, or is the connection's last, has to move.
+    """
 
     head_timeout_seconds: ClassVar[float] = 5.0
+    write_timeout_seconds: ClassVar[float] = 30.0
     max_connections: ClassVar[int] = 1024
+    metrics: ClassVar[Metrics]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._earlier: Any = None  # the request before the newest
 
@@ -65,9 +75,27 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             super().timeout_keep_alive_handler()
 
+    def pause_writing(self) -> None:
+        """Start the clock of a client that reads more slowly than it is answered."""
+        super().pause_writing()
+        self._await_reader()
+
+    def resume_writing(self) -> None:
+        """Stop that clock, but not where the connection waits for the last bytes to be read."""
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._stop_awaiting_reader()
+
+    def on_response_complete(self) -> None:
+        """Start the clock of a client that has its last answer."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._await_reader()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clocks."""
         self._stop_waiting()
+        self._stop_awaiting_reader()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn calls it with a text of its own
@@ -82,6 +110,23 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _await_reader(self) -> None:
+        if self._write_timer is None and (unread := self.transport.get_write_buffer_size()):
+            self._write_timer = self.loop.call_later(self.write_timeout_seconds, self._check_reader, unread)
+
+    def _check_reader(self, unread: int) -> None:
+        """Cut a client off that has read too little; the others get as long again."""
+        self._write_timer = None
+        if unread - self.transport.get_write_buffer_size() < LEAST_READ_BYTES:
+            self.transport.abort()
+        else:
+            self._await_reader()
+
+    def _stop_awaiting_reader(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _on_timeout(self) -> None:
         detail = f"the headers were not complete after {self.head_timeout_seconds:g} seconds"
@@ -106,9 +151,11 @@ class BoundedProtocol(HttpToolsProtocol):
         head += "".join(f"{header}\r\n" for header in headers) + "\r\n"
         self.transport.write((head + body).encode("ascii"))
         self.transport.close()
+        self._await_reader()
+        self.metrics.count_refusal(REASONS[status])
 
 
-def bounded_protocol(timeout_seconds: float, max_connections: int) -> type[BoundedProtocol]:
-    """Return the protocol class with its bounds: uvicorn makes the instances."""
-    bounds = {"head_timeout_seconds": timeout_seconds, "max_connections": max_connections}
-    return type("Protocol", (BoundedProtocol,), bounds)
+def bounded_protocol(timeout_seconds: float, max_connections: int, metrics: Metrics) -> type[BoundedProtocol]:
+    """Return the protocol class with its bounds, and where it counts refusals: uvicorn makes the instances."""
+    given = {"head_timeout_seconds": timeout_seconds, "max_connections": max_connections, "metrics": metrics}
+    return type("Protocol", (BoundedProtocol,), given)

@@ -11,6 +11,7 @@ from service.index.bundle import Bundle
 from service.model.encoder import Encoder
 from service.search.codes import CodeSearch
 from service.search.lexical import LexicalSearch
+from service.search.modes import Has
 from service.search.options import Answer, Hit, SearchOptions
 
 
@@ -32,6 +33,10 @@ class SearchPipeline(Protocol):
     @property
     def words(self) -> LexicalSearch | None:
         """Lexical search over the bundle's inverted index; None where it has none."""
+
+    @property
+    def has(self) -> Has:
+        """What the bundle has to search in beside its trie."""
 
     def search(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import chain
 from typing import Annotated
 
@@ -29,7 +28,6 @@ from service.http.shared import (
     check_count,
     check_level,
     check_texts,
-    document_filter,
     json_response,
     needed_codes,
     off_loop,
@@ -37,7 +35,7 @@ from service.http.shared import (
 )
 from service.index.documents import Document
 from service.search.codes import CodeSearch
-from service.search.modes import Has, served, ways_of
+from service.search.modes import served, ways_of
 from service.search.options import SearchOptions
 
 MAX_RESULTS = 16_384  # of a batch
@@ -68,9 +66,6 @@ async def search(body: Annotated[SearchRequest, Body(openapi_examples=SEARCH_EXA
     check_request_limits(body, shared.limits)
     wanted = _search_of(body, shared.engine)
     check_size(wanted)
-    if body.filter is not None:
-        eligible = await run_in_threadpool(document_filter, shared.engine, body.filter)
-        wanted = replace(wanted, options=replace(wanted.options, eligible=eligible))
     answers, timings = await shared.engine.search(wanted)
     answer = (
         BatchAnswer(answers=answers, timings=timings)
@@ -121,7 +116,8 @@ async def info(shared: FromApp) -> Response:
             max_query_characters=limits.max_query_characters,
             max_top_k=limits.max_top_k,
             max_hamming_top_k=limits.max_hamming_top_k,
-            modes=served(_has(shared.engine)),
+            max_embedding_inputs=limits.max_embedding_inputs,
+            modes=served(shared.engine.pipeline.has),
             lexical_weight=None if shared.engine.pipeline.words is None else manifest.model.lexical_weight,
             codes=None if codes is None else _codes_info(codes),
         )
@@ -162,7 +158,7 @@ def check_request_limits(body: SearchRequest, limits: RequestLimits) -> None:
     """Raise a 422 for what the operator does not allow."""
     if body.top_k > limits.max_top_k:
         raise invalid("#/top_k", f"is more than {limits.max_top_k}: ask for fewer results")
-    check_count("#/queries", len(body.texts()), limits)
+    check_count("#/queries", len(body.texts()), limits.max_queries)
     check_texts("#/query" if body.query is not None else "#/queries", body.texts(), limits.max_query_characters)
     check_texts("#/history", body.history or [], limits.max_query_characters)
     check_texts("#/histories", chain(*body.histories or []), limits.max_query_characters)
@@ -176,12 +172,6 @@ def check_size(wanted: Search) -> None:
         if queries > 1 and queries * width > most:
             detail = f"is {width} for each of {queries} queries, together more than {most}: send smaller batches"
             raise invalid(f"#/{name}", detail)
-
-
-def _has(engine: Engine) -> Has:
-    pipeline = engine.pipeline
-    weight = pipeline.bundle.manifest.model.lexical_weight
-    return Has(pipeline.codes is not None, pipeline.words is not None, weight)
 
 
 def _check_mode(body: SearchRequest, engine: Engine) -> None:
@@ -214,10 +204,10 @@ def _search_of(body: SearchRequest, engine: Engine) -> Search:
         lexical_weight=body.lexical_weight,
     )
     try:
-        ways_of(options, _has(engine))
+        ways_of(options, engine.pipeline.has)
     except ValueError as error:
         raise invalid("#/mode", f"cannot be served: {error}") from None
-    return Search(body.texts(), options, body.text_histories(), frozenset(body.include))
+    return Search(body.texts(), options, body.text_histories(), frozenset(body.include), body.filter)
 
 
 def _find_document(engine: Engine, document_id: str) -> tuple[int, Document] | None:

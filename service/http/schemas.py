@@ -26,6 +26,7 @@ LONE_SURROGATES: Final = re.compile("[\ud800-\udfff]")  # JSON can spell them, U
 MAX_QUERIES: Final = 10_000
 MAX_HISTORY: Final = 100
 MAX_FILTER_IDS: Final = 10_000
+MARK: Final = "~"  # stands for any combining character while they are counted
 MAX_MARKS: Final = 64  # combining characters in a row: putting them in order takes the square of their number
 
 
@@ -34,24 +35,19 @@ def clean_text(text: str) -> str:
     if found := LONE_SURROGATES.search(text):
         raise ValueError(f"has half of a surrogate pair at position {found.start()}: send whole characters")
     if found := CONTROL_CHARACTERS.search(text):
-        count = len(CONTROL_CHARACTERS.findall(text))
-        raise ValueError(f"has {count} control characters, the first at position {found.start()}: remove them")
-    if all(unicodedata.category(character) in INVISIBLE for character in text):
+        raise ValueError(f"has control characters, the first at position {found.start()}: remove them")
+    if not text[:1].isalnum() and all(unicodedata.category(character) in INVISIBLE for character in set(text)):
         raise ValueError("is empty: give at least one visible character")
     if text.isascii():
         return text
-    if (marks := longest_marks(text)) > MAX_MARKS:
-        raise ValueError(f"has {marks} combining characters in a row, more than {MAX_MARKS}: remove them")
+    if len(text) > MAX_MARKS and MARK * (MAX_MARKS + 1) in _marks(text):
+        raise ValueError(f"has more than {MAX_MARKS} combining characters in a row: remove them")
     return unicodedata.normalize("NFC", text)
 
 
-def longest_marks(text: str) -> int:
-    """Return the length of the longest run of combining characters (accents on one letter)."""
-    longest = run = 0
-    for character in text:
-        run = run + 1 if unicodedata.combining(character) else 0
-        longest = max(longest, run)
-    return longest
+def _marks(text: str) -> str:
+    """Return the text with `MARK` for combining characters and spaces for others; asks once for each distinct one."""
+    return text.translate({ord(each): MARK if unicodedata.combining(each) else " " for each in set(text)})
 
 
 QueryText = Annotated[str, AfterValidator(clean_text), Field(min_length=1)]
@@ -147,7 +143,7 @@ class SearchRequest(Strict):
         None, description="Level of the packed codes of `hamming` and `hybrid`; the bundle's default if left out."
     )
     filter: DocumentIds | None = Field(None, description="Find only some documents.")
-    explain: bool = Field(False, description="Also give the beams with their log-probability per level.")
+    explain: bool = Field(False, description="Also give the walk's beams, with what each level added to their scores.")
 
     @model_validator(mode="after")
     def _one_kind_of_question(self) -> Self:
@@ -202,9 +198,13 @@ class ExplainedBeam(BaseModel):
     """One beam of the walk's end."""
 
     codes: list[int] = Field(description="The path from the root, a code per level.")
-    score: float
+    score: float = Field(
+        description="log P of the path; under `geometric` the node's reach, an estimate of its best document's cosine; "
+        "under `guided` weight · reach plus what the decoder changed."
+    )
     level_scores: list[float] = Field(
-        description="Per level: the log-probability that it added (`geometric`: the cosine to the node)."
+        description="What each walked level added to the score (`geometric`: the reach at that level); shorter than "
+        "the codes where the rest was certain."
     )
     documents: int = Field(description="How many documents lie under the beam's node.")
 

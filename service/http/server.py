@@ -25,6 +25,7 @@ from service.http.readiness import Phase, Readiness
 from service.ops.settings import Settings
 
 BACKLOG = 2048  # connections that wait to be accepted
+STARTUP_FAILURE = 3  # uvicorn's exit status of an application that did not start
 KEEP_ALIVE_SECONDS = 75  # longer than the usual idle time of load balancers, so that they close first
 
 
@@ -69,9 +70,10 @@ class Server(uvicorn.Server):
         self._leave_at = math.inf
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then tell whoever waits for it."""
+        """Start, then tell whoever waits for it; older versions of uvicorn return from a start that failed."""
         await super().startup(sockets)
-        self._on_started()
+        if self.started:
+            self._on_started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
         """Begin to drain, or to leave, or stop waiting for what runs: a step further with every signal."""
@@ -95,9 +97,10 @@ class Server(uvicorn.Server):
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """Return uvicorn's configuration for the application."""
+    metrics = app.state.shared.metrics
     return uvicorn.Config(
         app,
-        http=bounded_protocol(settings.body_timeout_seconds, settings.max_connections),
+        http=bounded_protocol(settings.body_timeout_seconds, settings.max_connections, metrics),
         backlog=BACKLOG,
         ws="none",
         lifespan="on",
@@ -111,6 +114,9 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 def run_server(app: FastAPI, settings: Settings, bound: socket.socket, on_started: Callable[[], None]) -> None:
-    """Serve until a signal ends it."""
+    """Serve until a signal ends it; raises SystemExit with status 3 where the application does not start."""
     readiness: Readiness = app.state.shared.readiness
-    Server(server_config(app, settings), readiness, settings.drain_seconds, on_started).run(sockets=[bound])
+    server = Server(server_config(app, settings), readiness, settings.drain_seconds, on_started)
+    server.run(sockets=[bound])
+    if not server.started:
+        raise SystemExit(STARTUP_FAILURE)

@@ -14,11 +14,9 @@ from starlette.responses import Response
 from service.http.engine import MANY_RESULTS, Engine, Timings
 from service.http.problems import invalid
 from service.http.readiness import Readiness
-from service.http.schemas import DocumentIds
 from service.model.layout import CodeLayout
 from service.ops.metrics import Metrics
 from service.search.codes import CodeSearch
-from service.search.filters import DocumentFilter
 
 Done = TypeVar("Done")
 
@@ -31,6 +29,7 @@ class RequestLimits:
     max_query_characters: int
     max_top_k: int
     max_hamming_top_k: int
+    max_embedding_inputs: int
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,10 @@ def check_texts(pointer: str, texts: Iterable[str], max_characters: int) -> None
         raise invalid(pointer, f"has a text of more than {max_characters} characters: shorten it")
 
 
-def check_count(pointer: str, count: int, limits: RequestLimits) -> None:
-    """Raise a 422 for a batch of more queries than the operator allows."""
-    if count > limits.max_queries:
-        raise invalid(pointer, f"has {count} queries, more than {limits.max_queries}: send several requests")
+def check_count(pointer: str, count: int, most: int, what: str = "queries") -> None:
+    """Raise a 422 for a batch of more queries, or what it is of, than the operator allows."""
+    if count > most:
+        raise invalid(pointer, f"has {count} {what}, more than {most}: send several requests")
 
 
 def needed_codes(engine: Engine, pointer: str) -> CodeSearch:
@@ -98,22 +97,6 @@ def check_dims(pointer: str, dims: int | None, codes: CodeSearch) -> None:
 
 def _list(values: Iterable[int]) -> str:
     return ", ".join(map(str, values))
-
-
-def document_filter(engine: Engine, given: DocumentIds | None) -> DocumentFilter | None:
-    """Return the documents that a request allows, None for all; raises a 422 for ids that no document has."""
-    if given is None:
-        return None
-    documents = engine.pipeline.bundle.documents
-    positions = documents.positions_of(given.ids)
-    unknown = [row for row, position in enumerate(positions) if position is None]
-    if unknown:
-        raise invalid(
-            "#/filter/ids",
-            f"has {len(unknown)} ids of {len(positions)} that no document has, the first is number {unknown[0]}: "
-            "leave them out",
-        )
-    return DocumentFilter.from_positions([position for position in positions if position is not None], len(documents))
 
 
 async def off_loop(results: int, work: Callable[..., Done], *given: object) -> Done:

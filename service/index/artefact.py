@@ -160,6 +160,15 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def check_outside(folder: Path) -> None:
+    """Raise ArtefactError for a folder of other files that is an artefact, or lies in one: it would be spoilt."""
+    folder = folder.resolve()
+    for outer in (folder, *folder.parents):
+        if kind := _kind_of(outer):
+            lies = "is" if outer == folder else f"lies in '{outer}', which is"
+            raise ArtefactError(f"'{folder}' {lies} a {kind}, and holds its files only: choose another folder")
+
+
 def _check_target(target: Path, replace: bool, kind: str | None) -> None:
     if not target.name:
         raise ArtefactError(f"'{target}' has no name to publish under: give a folder")

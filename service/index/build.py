@@ -2,7 +2,7 @@
 
 Letters: N documents, D dimensions, L levels.
 
-It reads top to bottom in `build_bundle`. Memory holds the SIDs and one window of documents; documents and vectors go
+It reads top to bottom in `build_bundle`. Memory holds the SIDs and one chunk of documents; documents and vectors go
 through files of the staging folder, because their final order is known only when all SIDs are. Files are written by
 `write`, not through memory maps: a full disk is then an error, where under a map it is a killed process.
 """
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +30,24 @@ from service.index.regions import build_regions
 from service.index.trie import Trie, build_trie, collision_sizes, save_trie
 from service.model.encoder import WINDOW, Encoder
 from service.model.quantizer import QuantizerError, assign_sids
-from service.model.tokens import WordTokenizer, read_tokenizer
+from service.model.tokens import WordTokenizer, chunks, read_tokenizer
 from service.ops.progress import progress_bar
 
 GIVEN_NORM_TOLERANCE = 1e-2  # of vectors that come from elsewhere, float16 among them; they are normalised again
 
 
-@dataclass(frozen=True)
-class BuildOptions:
-    """How a bundle is built.
+class Spool(DocumentStore):
+    """The documents in the order they came, and how many characters each has, (N,) int64."""
 
-    Attributes:
-        replace: whether an artefact at the target is replaced.
-        threads: threads of the encoder; None for every CPU this process may use.
-        progress: whether bars are shown on stderr.
-        corpus: the corpus's name, for the manifest.
-        lexical: whether an inverted index is built.
-    """
+    def __init__(self, path: Path, sizes_N: NDArray[np.int64]) -> None:
+        super().__init__(path)
+        self.sizes_N = sizes_N
 
-    replace: bool = False
-    threads: int | None = None
-    progress: bool = True
-    corpus: str = ""
-    lexical: bool = True
+    def chunks(self, rows: NDArray[np.int64]) -> Iterator[list[Document]]:
+        """Give the documents of some rows, as many at a time as memory should hold."""
+        for window in _windows(rows):
+            for chunk in chunks(self.sizes_N[window].tolist()):
+                yield self.many(window[chunk].tolist())
 
 
 def build_bundle(
@@ -90,15 +85,15 @@ def build_bundle(
             documents, or the target cannot be written. Nothing is published then.
         CorpusError: from reading `documents`.
     """
-    options = BuildOptions(replace, threads, progress, corpus, lexical)
     opened = open_model(model)
     with new_artefact(target, replace, "bundle") as staging:
         work = staging / "work"
         work.mkdir()
-        store = _spool(documents, work, options)
+        store = _spool(documents, work, progress)
         try:
-            _write_vectors(work / "vectors.npy", _vector_blocks(opened, store, vectors, options), len(store), opened)
-            manifest = _write_index(opened, store, work / "vectors.npy", staging, options)
+            blocks = _vector_blocks(opened, store, vectors, threads, progress)
+            _write_vectors(work / "vectors.npy", blocks, len(store), opened)
+            manifest = _write_index(opened, store, work / "vectors.npy", staging, corpus, lexical, progress)
         finally:
             store.close()
         _copy_model(opened, staging / "model")
@@ -107,20 +102,20 @@ def build_bundle(
 
 
 def _write_index(
-    model: Model, store: DocumentStore, vectors_file: Path, staging: Path, options: BuildOptions
+    model: Model, store: Spool, vectors_file: Path, staging: Path, corpus: str, lexical: bool, progress: bool
 ) -> BundleManifest:
     """Write everything of a bundle but the model, in depth-first order."""
     vectors_ND = np.load(vectors_file, mmap_mode="r", allow_pickle=False)
-    trie, order_N = build_trie(_assign(model, vectors_ND, options))
+    trie, order_N = build_trie(_assign(model, vectors_ND, progress))
     save_trie(trie, staging)
-    with progress_bar("writing", len(store), quiet=not options.progress) as advance:
+    with progress_bar("writing", len(store), quiet=not progress) as advance:
         ordered = (vectors_ND[rows] for rows in _windows(order_N))
         _write_vectors(staging / "vectors.npy", ordered, len(store), model)
         write_documents(staging / "documents.sqlite", _reordered(store, order_N, advance))
     ordered_ND = np.load(staging / "vectors.npy", mmap_mode="r", allow_pickle=False)
-    region_count, region_rows = _write_regions(trie, ordered_ND, staging, options)
-    levels = write_codes(model, ordered_ND, staging, options.progress)
-    words = _write_words(model, store, order_N, staging, options) if options.lexical else None
+    region_count, region_rows = _write_regions(trie, ordered_ND, staging, progress)
+    levels = write_codes(model, ordered_ND, staging, progress)
+    words = _write_words(model, store, order_N, staging, progress) if lexical else None
     return BundleManifest(
         model=model.manifest,
         documents=len(store),
@@ -130,22 +125,25 @@ def _write_index(
         region_rows=region_rows,
         code_levels=levels,
         lexical=words,
-        corpus=options.corpus,
+        corpus=corpus,
     )
 
 
-def _spool(documents: Iterable[Document], work: Path, options: BuildOptions) -> DocumentStore:
+def _spool(documents: Iterable[Document], work: Path, progress: bool) -> Spool:
     """Write the documents down in the order they come."""
     last = Document("", "", "")
+    sizes = array("q")
 
     def rows(advance: Callable[[int], None]) -> Iterator[tuple[str, str, str, str]]:
         nonlocal last
         for last in documents:
-            yield last.id, last.title, last.text, dump_metadata(last.metadata)
+            row = (last.id, last.title, last.text, dump_metadata(last.metadata))
+            sizes.append(sum(map(len, row)))
+            yield row
             advance(1)
 
     try:
-        with progress_bar("reading", None, quiet=not options.progress) as advance:
+        with progress_bar("reading", None, quiet=not progress) as advance:
             count = write_rows(work / "spool.sqlite", rows(advance))
     except sqlite3.IntegrityError:
         raise ArtefactError(f"two documents have the id {last.id[:80]!r}: give every document its own id") from None
@@ -153,16 +151,16 @@ def _spool(documents: Iterable[Document], work: Path, options: BuildOptions) -> 
         raise ArtefactError(f"document {last.id[:80]!a} holds a lone surrogate: remove it") from None
     if count == 0:
         raise ArtefactError("there are no documents to index: a bundle holds at least one")
-    return DocumentStore(work / "spool.sqlite")
+    return Spool(work / "spool.sqlite", np.asarray(sizes, np.int64))
 
 
 def _vector_blocks(
-    model: Model, store: DocumentStore, vectors: NDArray[Any] | None, options: BuildOptions
+    model: Model, store: Spool, vectors: NDArray[Any] | None, threads: int | None, progress: bool
 ) -> Iterator[NDArray[np.float32]]:
     """Give the unit vectors of all documents, window by window: those given, or the encoder's."""
     if vectors is not None:
         return _given_blocks(vectors, (len(store), model.manifest.dimensions))
-    return _encoded_blocks(model, store, options)
+    return _encoded_blocks(model, store, threads, progress)
 
 
 def _given_blocks(vectors: NDArray[Any], shape: tuple[int, int]) -> Iterator[NDArray[np.float32]]:
@@ -183,15 +181,15 @@ def _given_blocks(vectors: NDArray[Any], shape: tuple[int, int]) -> Iterator[NDA
         yield block / norms[:, None]
 
 
-def _encoded_blocks(model: Model, store: DocumentStore, options: BuildOptions) -> Iterator[NDArray[np.float32]]:
+def _encoded_blocks(model: Model, store: Spool, threads: int | None, progress: bool) -> Iterator[NDArray[np.float32]]:
     manifest = model.manifest
-    encoder = Encoder(
-        model.encoder_file, model.tokenizer_file, manifest.text, options.threads, dimensions=manifest.dimensions
-    )
-    with progress_bar("encoding", len(store), quiet=not options.progress) as advance:
+    encoder = Encoder(model.encoder_file, model.tokenizer_file, manifest.text, threads, dimensions=manifest.dimensions)
+    with progress_bar("encoding", len(store), quiet=not progress) as advance:
         for rows in _windows(np.arange(len(store))):
-            texts = [(document.title, document.text) for document in store.many(rows.tolist())]
-            yield encoder.encode_documents(texts, advance)
+            tokens: list[list[int]] = []
+            for documents in store.chunks(rows):
+                tokens += encoder.tokenizer.documents([(document.title, document.text) for document in documents])
+            yield encoder.encode_window(tokens, advance)
 
 
 def _write_vectors(file: Path, blocks: Iterable[NDArray[np.float32]], count: int, model: Model) -> None:
@@ -199,9 +197,9 @@ def _write_vectors(file: Path, blocks: Iterable[NDArray[np.float32]], count: int
     write_blocks(file, (count, model.manifest.dimensions), np.dtype(np.float32), blocks)
 
 
-def _assign(model: Model, vectors_ND: NDArray[np.float32], options: BuildOptions) -> NDArray[np.int32]:
+def _assign(model: Model, vectors_ND: NDArray[np.float32], progress: bool) -> NDArray[np.int32]:
     manifest = model.manifest
-    with progress_bar("assigning", len(vectors_ND), quiet=not options.progress) as advance:
+    with progress_bar("assigning", len(vectors_ND), quiet=not progress) as advance:
         try:
             return assign_sids(
                 vectors_ND, manifest.quantizer.kind, model.quantizer_tensors, manifest.level_sizes, advance
@@ -210,17 +208,15 @@ def _assign(model: Model, vectors_ND: NDArray[np.float32], options: BuildOptions
             raise ArtefactError(f"model '{model.path}' cannot assign semantic IDs: {error}") from error
 
 
-def _reordered(store: DocumentStore, order_N: NDArray[np.int64], advance: Callable[[int], None]) -> Iterator[Document]:
-    for rows in _windows(order_N):
-        yield from store.many(rows.tolist())
-        advance(len(rows))
+def _reordered(store: Spool, order_N: NDArray[np.int64], advance: Callable[[int], None]) -> Iterator[Document]:
+    for documents in store.chunks(order_N):
+        yield from documents
+        advance(len(documents))
 
 
-def _write_regions(
-    trie: Trie, vectors_ND: NDArray[np.float32], staging: Path, options: BuildOptions
-) -> tuple[int, int]:
+def _write_regions(trie: Trie, vectors_ND: NDArray[np.float32], staging: Path, progress: bool) -> tuple[int, int]:
     """Write what the walk knows of the trie's larger nodes; returns how many regions there are, and their rows."""
-    with progress_bar("regions", None, quiet=not options.progress) as advance:
+    with progress_bar("regions", None, quiet=not progress) as advance:
         regions = build_regions(trie, vectors_ND, advance)
     arrays: dict[str, NDArray[Any]] = {
         "regions": regions.rows_RD,
@@ -228,24 +224,23 @@ def _write_regions(
         "region_rest": regions.rest_C,
         "trie_region": regions.region_M,
     }
-    for name, array in arrays.items():
-        write_array(staging / f"{name}.npy", array)
+    for name, values in arrays.items():
+        write_array(staging / f"{name}.npy", values)
     return regions.count, len(regions.rows_RD)
 
 
 def _write_words(
-    model: Model, store: DocumentStore, order_N: NDArray[np.int64], staging: Path, options: BuildOptions
+    model: Model, store: Spool, order_N: NDArray[np.int64], staging: Path, progress: bool
 ) -> LexicalSettings:
     """Write the inverted index over titles and texts; returns its sizes."""
     tokenizer = WordTokenizer(read_tokenizer(model.tokenizer_file))
 
     def rows(advance: Callable[[int], None]) -> Iterator[list[list[int]]]:
-        for window in _windows(order_N):
-            documents = store.many(window.tolist())
+        for documents in store.chunks(order_N):
             yield tokenizer.tokens([words_of(document.title, document.text) for document in documents])
-            advance(len(window))
+            advance(len(documents))
 
-    with progress_bar("words", len(store), quiet=not options.progress) as advance:
+    with progress_bar("words", len(store), quiet=not progress) as advance:
         postings = build_postings(rows(advance), tokenizer.vocabulary)
         write_postings(postings, staging)
     return LexicalSettings(vocabulary=postings.vocabulary, postings=len(postings.document_P))

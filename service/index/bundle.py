@@ -119,23 +119,22 @@ class Bundle:
         self.documents.close()
 
 
-def open_model(path: Path, verify: bool = True) -> Model:
-    """Open a model folder.
-
-    Args:
-        path: the folder.
-        verify: whether every file is hashed first; leave it out only for a folder that was verified just now.
+def open_model(path: Path) -> Model:
+    """Open a model folder; every file is hashed first.
 
     Raises:
         ArtefactError: it is no model, or a file of it cannot be trusted; the message names the file.
     """
-    manifest = _manifest(path, ModelManifest, verify)
-    return _checked(Model(path, manifest))
+    return _checked(Model(path, _manifest(path, ModelManifest)))
 
 
-def open_bundle(path: Path, verify: bool = True) -> Bundle:
-    """Open a bundle by memory map; see `open_model` for the arguments and errors."""
-    manifest = _manifest(path, BundleManifest, verify)
+def open_bundle(path: Path) -> Bundle:
+    """Open a bundle by memory map; every file is hashed first.
+
+    Raises:
+        ArtefactError: it is no bundle, or a file of it cannot be trusted; the message names the file.
+    """
+    manifest = _manifest(path, BundleManifest)
     _check_model_files(path, manifest)
     model = _checked(Model(path / "model", manifest.model))
     bundle = Bundle(
@@ -151,8 +150,9 @@ def open_bundle(path: Path, verify: bool = True) -> Bundle:
     )
     try:
         _check_sizes(bundle)
-        if verify:
-            _check_references(bundle)
+        _check_references(bundle)
+        if read_manifest(path).digest != manifest.digest:
+            raise ArtefactError(f"'{path}' was replaced while it was opened: open it again")
     except ArtefactError:
         bundle.close()
         raise
@@ -162,13 +162,12 @@ def open_bundle(path: Path, verify: bool = True) -> Bundle:
 REINDEX = "index the corpus again with this model"
 
 
-def _manifest(path: Path, kind: type[Opened], verify: bool) -> Opened:
+def _manifest(path: Path, kind: type[Opened]) -> Opened:
     manifest = read_manifest(path)
     if not isinstance(manifest, kind):
         wanted = "model" if kind is ModelManifest else "bundle"
         raise ArtefactError(f"'{path}' is a {manifest.kind}, and a {wanted} is needed here: give a {wanted}'s folder")
-    if verify:
-        verify_files(path, manifest)
+    verify_files(path, manifest)
     return manifest
 
 

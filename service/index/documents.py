@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import LifoQueue
 from typing import Any
 from urllib.parse import quote
 
@@ -20,6 +21,7 @@ CREATE TABLE documents(
 """
 COLUMNS = "id, title, text, metadata"
 PARAMETERS = 500  # of one statement; SQLite's oldest limit is 999
+READERS = 16  # connections; a reader has one for less than a millisecond at a time
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,14 @@ class Document:
 class DocumentStore:
     """Documents by position or id; safe to use from many threads. Close it when no thread reads any more.
 
-    There are as many connections as ever read at the same time, however many threads come and go.
+    All connections are opened here: the path may lead to another bundle, or to none, by the time that they are needed.
     """
 
     def __init__(self, path: Path) -> None:
-        self._uri = f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
-        self._idle: list[sqlite3.Connection] = []  # append and pop are atomic
+        self._idle: LifoQueue[sqlite3.Connection] = LifoQueue()
         self._is_closed = False
+        for _ in range(READERS):
+            self._idle.put(_connect(path))
         with self._connection() as connection:
             count, last = connection.execute("SELECT COUNT(*), MAX(position) FROM documents").fetchone()
         if last is not None and last + 1 != count:
@@ -88,8 +91,8 @@ class DocumentStore:
     def close(self) -> None:
         """Close all connections."""
         self._is_closed = True
-        while self._idle:
-            self._idle.pop().close()
+        while not self._idle.empty():
+            self._idle.get().close()
 
     def _rows(self, positions: list[int]) -> Iterator[tuple[int, Document]]:
         for start in range(0, len(positions), PARAMETERS):
@@ -103,18 +106,21 @@ class DocumentStore:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """Lend an idle connection, or a new one where all are lent."""
+        """Lend an idle connection; wait for one where all are lent. Nobody borrows a second one meanwhile."""
         if self._is_closed:
             raise sqlite3.ProgrammingError("the document store is closed")
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = sqlite3.connect(self._uri, uri=True, check_same_thread=False)
-            connection.execute("PRAGMA mmap_size = 268435456")
+        connection = self._idle.get()
         try:
             yield connection
         finally:
-            self._idle.append(connection)
+            self._idle.put(connection)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    uri = f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
+    connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+    connection.execute("PRAGMA mmap_size = 268435456")
+    return connection
 
 
 def _is_storable(document_id: str) -> bool:

@@ -48,10 +48,10 @@ class DecoderShape(Frozen):
 
 
 class QuantizerSettings(Frozen):
-    """How SIDs are made from vectors: the kind that `service.model.quantizer` knows, and its scalar options."""
+    """How SIDs are made from vectors: the kind that `service.model.quantizer` knows; no kind has options."""
 
     kind: str = Field(min_length=1)
-    options: dict[str, int | float | str | bool] = Field(default_factory=dict)
+    options: dict[str, str] = Field(default_factory=dict, max_length=0)  # every manifest of this version has it
 
 
 class AdapterSettings(Frozen):
@@ -116,7 +116,7 @@ class ModelManifest(Manifest):
     fusion_weight: Finite = 1.0
     lexical_weight: Finite = Field(default=DEFAULT_LEXICAL_WEIGHT, gt=0, le=MAX_LEXICAL_WEIGHT)
     text: TextSettings
-    precision: Literal["float32", "float16", "int8"] = "float32"
+    precision: Literal["float32", "int8"] = "float32"
     adapter: AdapterSettings | None = None
     provenance: Provenance
 

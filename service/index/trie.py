@@ -148,7 +148,8 @@ def verify_trie(trie: Trie, tokens: int) -> None:
     """
     child, lo = trie.child_M, trie.lo_M
     node = np.arange(trie.nodes, dtype=np.int64)
-    if (child[1:] < child[:-1]).any() or (child[:-1] <= node).any() or trie.level_start[-1] != trie.nodes:
+    is_ordered = child[0] == 1 and not (child[1:] < child[:-1]).any() and not (child[:-1] <= node).any()
+    if not is_ordered or trie.level_start[-1] != trie.nodes:
         raise ValueError(f"{FILES['child_M']}: the children are not numbered breadth-first: build the bundle again")
     ends = node_ends(trie)
     if (lo >= ends).any() or (ends > trie.documents).any():
@@ -156,6 +157,13 @@ def verify_trie(trie: Trie, tokens: int) -> None:
         raise ValueError(
             f"{FILES['lo_M']}: node {bad} covers documents [{lo[bad]}, {ends[bad]}) of {trie.documents}: "
             "build the bundle again"
+        )
+    parents = np.flatnonzero(child[1:] > child[:-1])
+    if (early := lo[child[parents]] < lo[parents]).any():
+        bad = int(parents[np.argmax(early)])
+        raise ValueError(
+            f"{FILES['lo_M']}: node {child[bad]} begins at document {lo[child[bad]]}, before its parent {bad} at "
+            f"{lo[bad]}: build the bundle again"
         )
     if trie.depth > trie.sids_NL.shape[1]:
         raise ValueError(

@@ -117,7 +117,7 @@ def fill_nodes(
 @njit(cache=True, nogil=True)
 def fill_ends(lo_M: NDArray[np.uint32], child_M: NDArray[np.uint32], documents: int) -> NDArray[np.uint32]:
     """Return the end of every node's documents, (M,) uint32: the parents come before their children."""
-    ends_M = np.empty(len(lo_M), np.uint32)
+    ends_M = np.zeros(len(lo_M), np.uint32)  # of a node that is nobody's child it stays 0, which is refused
     ends_M[0] = documents
     for node in range(len(lo_M)):
         last = child_M[node + 1]

@@ -116,11 +116,17 @@ class Encoder:
         vectors_ND = np.empty((len(documents), self.dimensions), np.float32)
         for start in range(0, len(documents), WINDOW):
             rows = self.tokenizer.documents(documents[start : start + WINDOW])
-            for batch in length_batches([len(row) for row in rows], BATCH_TOKENS):
-                most = self.tokenizer.settings.max_document_tokens
-                ids_QS, mask_QS = self.tokenizer.pad([rows[i] for i in batch], LENGTH_STEP, most)
-                vectors_ND[start + batch] = self._run(("vector",), ids_QS, mask_QS)[0]
-                advance(len(batch))
+            vectors_ND[start : start + WINDOW] = self.encode_window(rows, advance)
+        return vectors_ND
+
+    def encode_window(self, rows: Sequence[Sequence[int]], advance: Callable[[int], None]) -> NDArray[np.float32]:
+        """Return the unit vectors (N, D) float32 of the token ids of N documents; see `encode_documents`."""
+        vectors_ND = np.empty((len(rows), self.dimensions), np.float32)
+        most = self.tokenizer.settings.max_document_tokens
+        for batch in length_batches([len(row) for row in rows], BATCH_TOKENS):
+            ids_QS, mask_QS = self.tokenizer.pad([rows[i] for i in batch], LENGTH_STEP, most)
+            vectors_ND[batch] = self._run(("vector",), ids_QS, mask_QS)[0]
+            advance(len(batch))
         return vectors_ND
 
     def _run(

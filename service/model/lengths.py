@@ -31,7 +31,7 @@ NAMES = frozenset((ORDER, CONTINUED, DROPPED))
 
 
 class QuantizerError(ValueError):
-    """Vectors, tensors and level sizes do not fit together; the message gives the numbers and the remedy."""
+    """A quantizer that cannot be made or used as asked; the message gives the numbers and the remedy."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+TextKind = Literal["query", "document"]
 
 
 class TextSettings(BaseModel):
@@ -27,6 +30,10 @@ class TextSettings(BaseModel):
     document_prefix: str = ""
     history_separator: str = " ; "
     history_count: int = Field(default=0, ge=0, le=1000)
+
+    def max_tokens(self, kind: TextKind) -> int:
+        """Return the longest text of a kind in tokens, special tokens included."""
+        return self.max_query_tokens if kind == "query" else self.max_document_tokens
 
 
 def query_text(query: str, history: Sequence[str], settings: TextSettings) -> str:

@@ -5,16 +5,16 @@ Letters: Q texts, S tokens of the longest of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from service.model.session import ModelError
-from service.model.text import TextSettings, document_text, query_text
+from service.model.text import TextKind, TextSettings, document_text, query_text
 
 
 class TextError(ValueError):
@@ -29,6 +29,7 @@ class TextError(ValueError):
         self.reason = reason
 
 
+CHUNK_CHARACTERS = 4_000_000  # tokenised at once: this takes some thirty bytes of memory a character, for a while
 PADDING_NAMES = ("[PAD]", "<pad>", "<|endoftext|>")
 UNKNOWN_NAMES = ("[UNK]", "<unk>")
 
@@ -45,7 +46,7 @@ class TextTokenizer:
         self.settings = settings
         self._query = _load(file, settings.max_query_tokens, "left" if settings.history_count else "right")
         self._document = _load(file, settings.max_document_tokens, "right")
-        self.pad_id = _pad_id(self._query)
+        self.pad_id = padding_id(self._query)
 
     def queries(self, texts: Sequence[str], histories: Sequence[Sequence[str]] | None = None) -> list[list[int]]:
         """Return the ids of each query; `histories` holds each query's past titles, oldest first."""
@@ -54,11 +55,23 @@ class TextTokenizer:
         if len(histories) != len(texts):
             raise ValueError(f"{len(histories)} histories for {len(texts)} queries: give one each, empty where none")
         pairs = zip(texts, histories, strict=True)
-        return _encode(self._query, [query_text(text, past, self.settings) for text, past in pairs], "query")
+        return _ids(_encode(self._query, [query_text(text, past, self.settings) for text, past in pairs], "query"))
 
     def documents(self, documents: Sequence[tuple[str, str]]) -> list[list[int]]:
         """Return the ids of each document, given as (title, text)."""
-        return _encode(self._document, [document_text(*document, self.settings) for document in documents], "document")
+        texts = [document_text(*document, self.settings) for document in documents]
+        return _ids(_encode(self._document, texts, "document"))
+
+    def lengths(self, texts: Sequence[str], kind: TextKind) -> list[int]:
+        """Return how many tokens each text has before it is cut, special tokens included.
+
+        Queries have no history here, documents no title.
+        """
+        if kind == "query":
+            rows = _encode(self._query, [query_text(text, (), self.settings) for text in texts], kind)
+        else:
+            rows = _encode(self._document, [document_text("", text, self.settings) for text in texts], kind)
+        return [len(row.ids) + sum(map(_own_tokens, row.overflowing)) for row in rows]
 
     def pad(
         self, rows: Sequence[Sequence[int]], multiple: int = 1, most: int | None = None
@@ -103,8 +116,12 @@ class WordTokenizer:
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, none for a text without words that the tokenizer knows."""
-        rows = self._tokenizer.encode_batch_fast([f" {text}" for text in texts], add_special_tokens=False)
-        return [[number for number in row.ids if number not in self._unknown] for row in rows]
+        spaced = [f" {text}" for text in texts]
+        rows: list[list[int]] = []
+        for chunk in chunks(map(len, spaced)):
+            found = self._tokenizer.encode_batch_fast(spaced[chunk], add_special_tokens=False)
+            rows.extend([number for number in row.ids if number not in self._unknown] for row in found)
+        return rows
 
 
 def _load(file: Path, max_tokens: int, direction: Literal["left", "right"]) -> Tokenizer:
@@ -122,21 +139,42 @@ def read_tokenizer(file: Path) -> Tokenizer:
         raise ModelError(f"'{file}' is not a tokenizer that this version of tokenizers reads: {error}") from error
 
 
-def _pad_id(tokenizer: Tokenizer) -> int:
-    """Return the padding id: masked out everywhere, but some encoders count positions by it."""
+def padding_id(tokenizer: Tokenizer) -> int:
+    """Return the padding id, 0 where it has none: masked out everywhere, but some encoders count positions by it."""
     ids = [tokenizer.token_to_id(name) for name in PADDING_NAMES]
     return next((number for number in ids if number is not None), 0)
 
 
-def _encode(tokenizer: Tokenizer, texts: list[str], what: str) -> list[list[int]]:
+def _encode(tokenizer: Tokenizer, texts: list[str], what: TextKind) -> Iterator[Encoding]:
     for number, text in enumerate(texts):
         try:
             text.encode()
         except UnicodeEncodeError as error:
             reason = f"holds a lone surrogate at character {error.start}: remove it"
             raise TextError(f"{what} {number}", reason) from None
-    rows = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
-    for number, ids in enumerate(rows):
-        if not ids:
-            raise TextError(f"{what} {number}", "has no tokens for this model's tokenizer: give it a word")
-    return rows
+    for chunk in chunks(map(len, texts)):
+        for number, row in enumerate(tokenizer.encode_batch_fast(texts[chunk]), chunk.start):
+            if not row.ids:
+                raise TextError(f"{what} {number}", "has no tokens for this model's tokenizer: give it a word")
+            yield row
+
+
+def chunks(sizes: Iterable[int]) -> Iterator[slice]:
+    """Cut texts of these sizes into runs of at most `CHUNK_CHARACTERS` together; a longer text is one of its own."""
+    start = stop = total = 0
+    for size in sizes:
+        if total + size > CHUNK_CHARACTERS and stop > start:
+            yield slice(start, stop)
+            start, total = stop, 0
+        stop, total = stop + 1, total + size
+    if stop > start:
+        yield slice(start, stop)
+
+
+def _ids(rows: Iterable[Encoding]) -> list[list[int]]:
+    return [row.ids for row in rows]
+
+
+def _own_tokens(part: Encoding) -> int:
+    """Count the tokens of a part that was cut off, without the special ones that every part has."""
+    return len(part.ids) - sum(part.special_tokens_mask)

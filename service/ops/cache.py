@@ -12,7 +12,7 @@ import logging
 import time
 import unicodedata
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 ENTRY_OVERHEAD_BYTES = 200  # key, list node and bookkeeping of one local entry, roughly
 REST_SECONDS = 1.0  # after a Redis failure nobody asks for this long: a dead server costs one time-out a second
+REDIS_BYTES = 256 << 10  # of one value, and of those that are written together: more would hold up everybody
 REDIS_PREFIX = "rhumb:answer:"
 
 
@@ -108,7 +109,7 @@ def _cost(value: bytes) -> int:
 
 
 class RedisCache:
-    """Answers shared through Redis; slow, dead, full or talking nonsense, it is a miss."""
+    """Answers shared through Redis; slow, dead, full or talking nonsense, it is a miss. Large answers are not kept."""
 
     def __init__(self, url: str, *, timeout_seconds: float, connections: int, ttl_seconds: float) -> None:
         pool = BlockingConnectionPool.from_url(
@@ -122,7 +123,7 @@ class RedisCache:
         )
         self._redis = Redis(connection_pool=pool)
         self._timeout_seconds, self._ttl_ms = timeout_seconds, max(1, round(ttl_seconds * 1000))
-        self._resting_until = 0.0
+        self._resting_until = self._writes_resting_until = 0.0
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None] | None:
         """Return each key's value or None, in one round trip; None for the whole call on any failure."""
@@ -135,21 +136,22 @@ class RedisCache:
                 raise ValueError(f"{len(values)} values for {len(keys)} keys")
             return [value if isinstance(value, bytes) else None for value in values]
         except Exception as error:  # noqa: BLE001, RUF100  # the wire has raised RecursionError and AttributeError
-            self._rest(error)
+            self._resting_until = _rest_after(error)
             return None
 
     async def put_many(self, values: Mapping[str, bytes]) -> None:
-        """Store the values in one round trip, if Redis feels like it."""
-        if not values or self._rests():
+        """Store the values, some in each round trip, if Redis feels like it; answers are read on where it does not."""
+        if self._rests() or time.monotonic() < self._writes_resting_until:
             return
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                pipeline = self._redis.pipeline(transaction=False)
-                for key, value in values.items():
-                    pipeline.set(REDIS_PREFIX + key, value, px=self._ttl_ms)
-                await pipeline.execute()
+            for batch in _batches(values):
+                async with asyncio.timeout(self._timeout_seconds):
+                    pipeline = self._redis.pipeline(transaction=False)
+                    for key, value in batch.items():
+                        pipeline.set(REDIS_PREFIX + key, value, px=self._ttl_ms)
+                    await pipeline.execute()
         except Exception as error:  # noqa: BLE001, RUF100  # as above
-            self._rest(error)
+            self._writes_resting_until = _rest_after(error)
 
     async def close(self) -> None:
         """Close the connections; a server that hangs does not hold us up."""
@@ -162,7 +164,24 @@ class RedisCache:
     def _rests(self) -> bool:
         return time.monotonic() < self._resting_until
 
-    def _rest(self, error: Exception) -> None:
-        """Leave Redis alone for a moment. Only the error's type is logged: its text may quote the wire."""
-        self._resting_until = time.monotonic() + REST_SECONDS
-        logger.warning("the Redis cache failed, going on without it: %s", type(error).__name__)
+
+def _rest_after(error: Exception) -> float:
+    """Return until when to leave Redis alone. Only the error's type is logged: its text may quote the wire."""
+    logger.warning("the Redis cache failed, going on without it: %s", type(error).__name__)
+    return time.monotonic() + REST_SECONDS
+
+
+def _batches(values: Mapping[str, bytes]) -> Iterator[dict[str, bytes]]:
+    """Give the values that are not too large, at most `REDIS_BYTES` at a time."""
+    batch: dict[str, bytes] = {}
+    size = 0
+    for key, value in values.items():
+        if len(value) > REDIS_BYTES:
+            continue
+        if size + len(value) > REDIS_BYTES:
+            yield batch
+            batch, size = {}, 0
+        batch[key] = value
+        size += len(value)
+    if batch:
+        yield batch

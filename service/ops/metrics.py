@@ -18,7 +18,7 @@ SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.
 MAX_STAGES = 32  # stages are named by our own pipeline; the bound holds even if one day they are not
 
 CacheOutcome = Literal["hit", "miss", "error"]
-Refusal = Literal["overload"]
+Refusal = Literal["overload", "queue", "connections", "late_head", "large_head", "not_http"]
 
 
 class Metrics:
@@ -30,7 +30,7 @@ class Metrics:
         registry = self.registry
         self._request_seconds = Histogram(
             "rhumb_request_seconds",
-            "Time from a request's first byte to its answer's last.",
+            "Time from when a request's head was read until its answer was sent.",
             ["route", "status"],
             buckets=SECONDS,
             registry=registry,
@@ -40,7 +40,9 @@ class Metrics:
         )
         self._queries = Counter("rhumb_queries", "Queries answered, from the cache or not.", registry=registry)
         self._cache = Counter("rhumb_cache_lookups", "Cache look-ups by outcome.", ["outcome"], registry=registry)
-        self._refusals = Counter("rhumb_refusals", "Requests refused with 503.", ["reason"], registry=registry)
+        self._refusals = Counter(
+            "rhumb_refusals", "Requests refused for want of room, or by their head.", ["reason"], registry=registry
+        )
         self.in_flight = Gauge("rhumb_in_flight", "Requests computed or waiting for a thread.", registry=registry)
         self.ready = Gauge("rhumb_ready", "1 while the service takes new work.", registry=registry)
         self.documents = Gauge("rhumb_documents", "Documents of the bundle.", registry=registry)
@@ -74,7 +76,7 @@ class Metrics:
         self._cache.labels(outcome).inc(lookups)
 
     def count_refusal(self, reason: Refusal) -> None:
-        """Count a request refused with 503."""
+        """Count a request that was refused, by the reason."""
         self._refusals.labels(reason).inc()
 
     def exposition(self) -> tuple[bytes, str]:

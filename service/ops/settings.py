@@ -30,7 +30,7 @@ def default_cache_folder() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rhumbline"
     except RuntimeError:  # a user without a home, as containers have them
-        return Path(tempfile.gettempdir()) / "rhumbline"
+        return Path(tempfile.gettempdir()) / f"rhumbline-{os.getuid()}"
 
 
 class Settings(BaseSettings):
@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     max_in_flight: int = Field(
         32, ge=1, le=100_000, description="Requests computed or waiting for a thread; one more gets 503 at once."
     )
+    queue_seconds: float = Field(
+        5.0, gt=0, le=600, description="Seconds a request may wait for a thread; then it gets 503."
+    )
 
     max_body_bytes: int = Field(1 << 20, ge=1024, le=1 << 30, description="Largest request body in bytes; 413 above.")
     body_timeout_seconds: float = Field(
@@ -82,6 +85,13 @@ class Settings(BaseSettings):
     max_top_k: int = Field(1000, ge=1, le=1000, description="Largest `top_k` of a request.")
     max_hamming_top_k: int = Field(
         10_000, ge=1, le=10_000, description="Largest `top_k` of a request to `/v1/hamming/search`."
+    )
+    max_embedding_inputs: int = Field(
+        2048,
+        ge=1,
+        le=10_000,
+        description="Most texts of a request to `/v1/embeddings`; they too have to fit `RHUMB_MAX_BODY_BYTES`, and are "
+        "computed `RHUMB_MAX_QUERIES` at a time.",
     )
     ready_timeout_seconds: float = Field(
         5.0, gt=0, le=600, description="Seconds the canary query of `/readyz` may take before the answer is 503."

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.index.bundle import Bundle
+from service.index.manifest import Scoring
 from service.model.decoder import Decoder
 from service.model.encoder import Encoded, Encoder
 from service.model.session import Device
@@ -24,7 +25,7 @@ from service.search.modes import NO_CODES, NO_WORDS, Has, ways_of, weight_of_wor
 from service.search.options import Answer, Beam, Hit, SearchOptions
 from service.search.ranking import Ranked, rank
 from service.search.rescoring import Neighbours
-from service.search.tables import Scoring, WalkTables
+from service.search.tables import WalkTables
 from service.search.walk import Beams, Step, walk
 
 __all__ = ["Answer", "Beam", "Hit", "Pipeline", "SearchOptions"]
@@ -86,7 +87,7 @@ class Pipeline:
         if not queries:
             return []
         options = options or SearchOptions()
-        ways = ways_of(options, self._has)
+        ways = ways_of(options, self.has)
         decodes = self.check_scoring(options.scoring) != "geometric" and ways.walk
         clock = StageClock()
         encoded = self.encoder.encode_queries(queries, histories, memory=decodes)
@@ -99,7 +100,7 @@ class Pipeline:
         Raises:
             ValueError: as `search`.
         """
-        scoring, ways = self.check_scoring(options.scoring), ways_of(options, self._has)
+        scoring, ways = self.check_scoring(options.scoring), ways_of(options, self.has)
         clock = clock or StageClock()
         found: list[list[Positions]] = []  # of each way but the walk, the candidates of each query
 
@@ -150,7 +151,8 @@ class Pipeline:
         return chosen
 
     @property
-    def _has(self) -> Has:
+    def has(self) -> Has:
+        """What the bundle has to search in beside its trie."""
         weight = self.bundle.model.manifest.lexical_weight
         return Has(self.codes is not None, self.words is not None, weight)
 
@@ -218,7 +220,7 @@ class Pipeline:
         """Order what all ways found: by cosine, decoder and words; in the mode `lexical` by words alone."""
         words: Words | None = None
         if tokens_Q is not None:
-            cosine, share = (0.0, 1.0) if options.mode == "lexical" else (1.0, weight_of_words(options, self._has))
+            cosine, share = (0.0, 1.0) if options.mode == "lexical" else (1.0, weight_of_words(options, self.has))
             words = Words(self.check_words(), tokens_Q, cosine, share)
         candidates = [np.concatenate(positions) for positions in zip(*found, strict=True)]
         return join(walked, candidates, vectors_QD, self.bundle.vectors, options.top_k, said_QB, words)

@@ -3,8 +3,9 @@
 Legend: K tokens of a level, T tokens, M nodes, C regions, R their rows, N documents, W words, D vector dimensions, E
 token dimensions. Scores are written to the front of a scratch array, child `first + i` at place i.
 
-They take plain arrays and index rows in place: reading an array out of a named tuple, or taking a row as a view, costs
-an atomic reference count, and a few of those cost more than a product of 384 numbers (measured: 15 times slower).
+They take plain arrays and index rows in place, and so need no reference counts even where numba makes them: each array
+that is read out of a named tuple, and each row that is taken as a view, would cost one, and a few of those cost more
+than a product of 384 numbers. `service.search.kernel` switches the counts off.
 """
 
 from __future__ import annotations

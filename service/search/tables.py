@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.index.manifest import Normalisation, Scoring
 from service.index.regions import Regions
 from service.index.trie import Trie, padding_of
 from service.search.filters import DocumentFilter
 from service.search.walk_state import GENERATIVE, GEOMETRIC, GUIDED, Rules, Tables
 
-Scoring = Literal["generative", "geometric", "guided"]
-Normalisation = Literal["constrained", "full"]
 SCORINGS: dict[str, int] = {"generative": GENERATIVE, "guided": GUIDED, "geometric": GEOMETRIC}
 
 _NO_TOKENS = np.zeros((0, 0), np.float32)

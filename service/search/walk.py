@@ -15,11 +15,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service.index.manifest import Normalisation, Scoring
 from service.search.candidates import advance, advance_to_the_end
 from service.search.filters import DocumentFilter
 from service.search.scores import all_finite, fold_reaches, multiply_rows, node_reach
 from service.search.selection import new_best
-from service.search.tables import Normalisation, Scoring, WalkTables, frozen
+from service.search.tables import WalkTables, frozen
 from service.search.walk_state import FINISHED, GENERATIVE, Frontier, Order, Rules, Scores, Scratch, Tables
 
 MAX_BEAM_WIDTH = 1000
@@ -52,7 +53,7 @@ class Beams:
         size_Q: (Q,) int64, how many of the B columns are in use; the rest is undefined.
         steps_Q: (Q,) int64, levels that each query was walked; the decoder ran once for each, unless geometric.
         steps: decoder steps that were run for the batch.
-        levels_QBL: (Q, B, L) float64 when explained: what each level added to the log-probability (geometric: the
+        levels_QBL: (Q, B, L) float64 when explained: what each level added to the score (geometric: the
             reach at that level), NaN behind a beam's last step; else None.
     """
 

@@ -28,6 +28,7 @@ def test_help_lists_the_commands_of_all_rooms(run: Any) -> None:
     assert code == 0
     for command in ("serve", "demo", "settings", "index", "inspect"):
         assert re.search(rf"^\W*{command}\b", out, re.MULTILINE), out
+    assert "RHUMB_DEBUG=1" in out
 
 
 def test_settings_shows_values_in_force_and_hides_secrets(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

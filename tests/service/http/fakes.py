@@ -17,6 +17,7 @@ from service.http.server import Server, bind, server_config
 from service.index.documents import Document
 from service.index.manifest import BundleManifest
 from service.ops.settings import Settings
+from service.search.modes import Has
 from service.search.options import Answer, Beam, Hit, SearchOptions
 from tests.tiny import Tiny, tiny_manifest
 
@@ -78,6 +79,10 @@ class FakePipeline:
         self.error: Exception | None = None
         self.holds_canary = True
         self.is_closed = False
+
+    @property
+    def has(self) -> Has:
+        return Has(self.codes is not None, self.words is not None, 0.3)
 
     def search(
         self,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+import unicodedata
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -13,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from service.http import schemas
 from service.http.app import create_app
 from tests.service.http.fakes import FakePipeline, client_of, make_settings
 
@@ -110,6 +113,9 @@ async def test_unknown_field_is_refused_without_its_name(client: httpx.AsyncClie
         b'{"query": "a", "top_k": Infinity}',
         b'{"query": "a", "top_k": -Infinity}',
         b'{"query": "a", "top_k": 1e999}',
+        b'{"query": "a", "top_k": 1E+309}',
+        b'{"query": "a", "top_k": ' + b"9" * 220 + b".0e99}",
+        b'{"query": "a", "top_k": ' + b"9" * 400 + b".0}",
         b'{"query": "a", "query": "b"}',
         b'{"query": "a", "\\u0071uery": "b"}',
         b'{"query": {"deep": {"x": 1, "x": 2}}}',
@@ -125,6 +131,7 @@ async def test_unknown_field_is_refused_without_its_name(client: httpx.AsyncClie
         b"[" * 50_000 + b"]" * 50_000,
         b'{"query": ' + b"9" * 5000 + b"}",
         b"\x00" * 100,
+        b"[" * 20_001 + b'"' + b'\\"' * 80_000,
     ],
 )
 async def test_what_is_not_json_is_a_400(client: httpx.AsyncClient, body: bytes) -> None:
@@ -261,9 +268,11 @@ async def test_failure_of_our_own_is_a_500_without_its_reason() -> None:
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
-        ({"query": "a" + "\u0300" * 40_000 + "\u0316" * 40_000}, 422, "80000 combining characters in a row"),
+        ({"query": "a" + "\u0300" * 40_000 + "\u0316" * 40_000}, 422, "more than 64 combining characters in a row"),
         ({"queries": ["a"], "histories": [[1] * 100] * 3000}, 422, "valid string"),
         ({"query": "a"} | {f"unknown{n}": 1 for n in range(20_000)}, 400, "20001 members, more than 100"),
+        ({"query": "a", "unknown": [{}] * 30_000}, 400, "30002 objects and arrays, more than 20000"),
+        ({"query": "a", "unknown": [[]] * 30_000}, 400, "30002 objects and arrays, more than 20000"),
         ({"queries": ["a"] * 64, "top_k": 1000}, 422, "64 queries, together more than 16384"),
         ({"queries": ["a"] * 64, "beam_width": 1000}, 422, "64 queries, together more than 16384"),
     ],
@@ -274,6 +283,26 @@ async def test_what_would_keep_everybody_waiting_is_refused_at_once(body: Any, s
         answer = await client.post("/v1/search", json=body)
         assert words in json.dumps(check_problem(answer, status))
         assert time.perf_counter() - begin < 2  # putting 80,000 accents in order takes a minute
+
+
+@pytest.mark.parametrize("text", ["[" * 30_000, '\\"{[' * 20_000, "\\" * 30_001 + "{" * 30_000])
+async def test_brackets_in_a_text_are_no_arrays(text: str) -> None:
+    async with client_of(create_app(FakePipeline(), make_settings(max_query_characters=100_000))) as client:
+        assert (await client.post("/v1/search", json={"query": text})).status_code == 200
+
+
+@pytest.mark.parametrize("words", ["e\u0301", "\u1ec7", "\u6f22", "\u0301" * 64 + "a", "\u3000", "\u200b"])
+def test_a_long_text_is_not_asked_about_character_by_character(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    asked: list[str] = []
+
+    def counted(ask: Callable[[str], Any]) -> Callable[[str], Any]:
+        return lambda character: (asked.append(character), ask(character))[1]
+
+    for name in ("combining", "category"):
+        monkeypatch.setattr(schemas.unicodedata, name, counted(getattr(unicodedata, name)))
+    with contextlib.suppress(ValueError):  # of those without a visible character
+        schemas.clean_text(words * (100_000 // len(words)))
+    assert 0 < len(asked) < 10
 
 
 async def test_accents_as_languages_have_them_are_put_in_order() -> None:

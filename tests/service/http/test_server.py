@@ -13,15 +13,18 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
 from service.http import server
+from service.http.app import create_app
 from service.http.engine import Engine
+from service.http.protocol import BoundedProtocol
 from service.http.readiness import CANARY_SECONDS
-from service.http.server import ListenError, bind
+from service.http.server import ListenError, bind, run_server
 from service.index.documents import Document
 from service.ops.cache import LocalCache
 from service.ops.metrics import Metrics
-from tests.service.http.fakes import FakePipeline, running, wait_until
+from tests.service.http.fakes import FakePipeline, make_settings, running, wait_until
 
 QUERY = json.dumps({"query": "a"}).encode()
 
@@ -176,6 +179,70 @@ def test_full_service_refuses_quickly_and_recovers() -> None:
         assert _ask(url, "afterwards").status_code == 200
 
 
+def test_a_full_service_looks_no_filter_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = FakePipeline()
+    looked_up: list[Any] = []
+    documents = pipeline.bundle.documents
+    plain = documents.positions_of
+    monkeypatch.setattr(documents, "positions_of", lambda ids: looked_up.append(ids) or plain(ids))
+    wanted = {"query": "a", "filter": {"ids": ["collections.Counter"]}}
+    with running(pipeline, concurrency=1, max_in_flight=1) as (url, _, _), ThreadPoolExecutor(1) as clients:
+        pipeline.searches.clear()
+        pipeline.may_go.clear()
+        first = clients.submit(_ask, url, "first")
+        wait_until(lambda: pipeline.searches)
+        assert httpx.post(f"{url}/v1/search", json=wanted).status_code == 503
+        assert not looked_up
+        pipeline.may_go.set()
+        assert first.result().status_code == 200
+        assert httpx.post(f"{url}/v1/search", json=wanted).status_code == 200
+        assert httpx.post(f"{url}/v1/search", json=wanted).headers["x-cache"] == "hit"
+        assert len(looked_up) == 1
+        assert pipeline.searches[-1][1].eligible is not None
+
+
+def test_who_waits_too_long_for_a_thread_is_refused() -> None:
+    pipeline = FakePipeline()
+    with running(pipeline, concurrency=1, queue_seconds=0.3) as (url, _, _), ThreadPoolExecutor(1) as clients:
+        pipeline.searches.clear()
+        pipeline.may_go.clear()
+        first = clients.submit(_ask, url, "first")
+        wait_until(lambda: pipeline.searches)
+        try:
+            late = httpx.post(f"{url}/v1/search", json={"query": "late"}, timeout=10)
+            assert (late.status_code, late.headers["retry-after"]) == (503, "1")
+            assert "no thread was free for 0.3 seconds" in late.json()["detail"]
+            metrics = httpx.get(f"{url}/metrics").text
+            assert 'rhumb_refusals_total{reason="queue"} 1.0' in metrics
+            assert "rhumb_in_flight 1.0" in metrics
+            assert not first.done(), "what a thread has begun has as long as it takes"
+        finally:
+            pipeline.may_go.set()
+        assert first.result().status_code == 200
+        assert _ask(url, "afterwards").status_code == 200
+        assert [queries for queries, *_ in pipeline.searches] == [["first"], ["afterwards"]]
+
+
+def test_nothing_is_computed_for_a_client_that_has_left_the_queue() -> None:
+    pipeline = FakePipeline()
+    with running(pipeline, concurrency=1) as (url, port, _), ThreadPoolExecutor(1) as clients:
+        pipeline.searches.clear()
+        pipeline.may_go.clear()
+        first = clients.submit(_ask, url, "first")
+        wait_until(lambda: pipeline.searches)
+        try:
+            with socket.create_connection(("127.0.0.1", port)) as leaver:
+                leaver.sendall(head(len(QUERY)) + QUERY)
+                wait_until(lambda: "rhumb_in_flight 2.0" in httpx.get(f"{url}/metrics").text)
+            wait_until(lambda: "rhumb_in_flight 1.0" in httpx.get(f"{url}/metrics").text, seconds=4)
+        finally:
+            pipeline.may_go.set()
+        assert first.result().status_code == 200
+        assert _ask(url, "afterwards").status_code == 200
+        assert [queries for queries, *_ in pipeline.searches] == [["first"], ["afterwards"]]
+        assert 'route="/v1/search",status="499"} 1.0' in httpx.get(f"{url}/metrics").text
+
+
 def _ask(url: str, query: str) -> httpx.Response:
     return httpx.post(f"{url}/v1/search", json={"query": query}, timeout=20)
 
@@ -231,13 +298,28 @@ def test_hanging_pipeline_is_not_ready() -> None:
 def test_empty_answer_to_the_canary_refuses_to_start() -> None:
     pipeline = FakePipeline(documents=[])
     with pytest.raises(RuntimeError, match="canary"):
-        Engine(pipeline, LocalCache(1, 1, 1), Metrics(), 1, 1).warm_up()
+        Engine(pipeline, LocalCache(1, 1, 1), Metrics(), 1, 1, 1).warm_up()
 
 
 def test_warm_up_runs_every_scoring() -> None:
     pipeline = FakePipeline()
     with running(pipeline):
         assert {options.scoring for _, options, _ in pipeline.searches} == {"generative", "geometric", "guided"}
+
+
+def test_a_start_that_failed_is_not_announced_and_ends_with_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As older versions of uvicorn do it: they return from a start that failed."""
+
+    async def startup(server: uvicorn.Server, sockets: Any = None) -> None:
+        await server.lifespan.startup()
+        server.should_exit = server.lifespan.should_exit
+
+    monkeypatch.setattr(uvicorn.Server, "startup", startup)
+    settings = make_settings()
+    app = create_app(FakePipeline(documents=[]), settings)  # the canary finds nothing
+    with bind("127.0.0.1", 0) as bound, pytest.raises(SystemExit) as ended:
+        run_server(app, settings, bound, lambda: pytest.fail("announced"))
+    assert ended.value.code == 3
 
 
 # ---------------------------------------------------------------- shutdown
@@ -370,6 +452,53 @@ def test_a_client_that_never_reads_is_dropped(monkeypatch: pytest.MonkeyPatch) -
             while chunk := connection.recv(1 << 20):
                 received += len(chunk)
         assert received < 20_000_000
+
+
+HANGS = b"GET /v1/documents/a HTTP/1.1\r\nhost: t\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent", [[HANGS + b"connection: close\r\n\r\n"], [HANGS + b"\r\n", b"G"], [HANGS + b"\r\n"] * 3]
+)
+def test_slow_readers_are_cut_off(monkeypatch: pytest.MonkeyPatch, sent: list[bytes]) -> None:
+    """Whether it is their last answer, they begin another request, or send several at once."""
+    monkeypatch.setattr(BoundedProtocol, "write_timeout_seconds", 0.3)
+    pipeline = FakePipeline([Document("a", "a", "x" * 20_000_000)])
+    with running(pipeline, body_timeout_seconds=0.5) as (_, port, server), socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", port))
+        wait_until(lambda: server.server_state.connections)
+        for part in sent:
+            connection.sendall(part)
+            time.sleep(0.1)
+        wait_until(lambda: not server.server_state.connections)
+
+
+def test_a_client_that_reads_slowly_but_steadily_gets_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedProtocol, "write_timeout_seconds", 0.5)
+    with running(FakePipeline([Document("a", "a", "x" * 20_000_000)])) as (_, port, _), socket.socket() as connection:
+        connection.connect(("127.0.0.1", port))
+        connection.sendall(HANGS + b"connection: close\r\n\r\n")
+        received = 0
+        while chunk := connection.recv(1 << 20):
+            received += len(chunk)
+            time.sleep(0.02)
+        assert received > 20_000_000
+
+
+def test_refusals_of_the_protocol_are_counted() -> None:
+    with running(FakePipeline(), body_timeout_seconds=0.3, max_connections=3) as (url, port, _):
+        talk(port, b"no HTTP\r\n\r\n")
+        talk(port, b"GET / HTTP/1.1\r\nhost: t\r\nx: " + b"b" * 70_000)
+        talk(port)
+        with contextlib.ExitStack() as open_ones:
+            for _ in range(3):
+                open_ones.enter_context(socket.create_connection(("127.0.0.1", port)))
+            talk(port)
+        wait_until(lambda: httpx.get(f"{url}/livez").status_code == 200)
+        text = httpx.get(f"{url}/metrics").text
+    for reason in ("not_http", "large_head", "late_head", "connections"):
+        assert f'rhumb_refusals_total{{reason="{reason}"}} ' in text
 
 
 def test_two_servers_cannot_take_one_port() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from service.index.artefact import ArtefactError
 from service.index.build import build_bundle
 from service.index.bundle import open_bundle, open_model
 from service.index.corpus import CorpusError, read_corpus
-from service.index.documents import Document
+from service.index.documents import Document, DocumentStore
+from service.model import tokens
 from service.model.encoder import Encoder
 from service.model.quantizer import assign_sids
 from tests.tiny import make_documents, unit_rows
@@ -57,6 +59,26 @@ def test_the_same_input_gives_the_same_bytes(tiny_model: Path, tiny_bundle: Path
     build(tiny_model, tmp_path / "again", make_documents())
     with closing(open_bundle(tmp_path / "again")) as again, closing(open_bundle(tiny_bundle)) as first:
         assert again.digest == first.digest
+
+
+def test_memory_is_bounded_by_characters_and_the_bundle_is_the_same(
+    tiny_model: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[list[Document]] = []
+
+    def many(store: DocumentStore, positions: Sequence[int]) -> list[Document]:
+        read.append(plain(store, positions))
+        return read[-1]
+
+    plain = DocumentStore.many
+    monkeypatch.setattr(DocumentStore, "many", many)
+    monkeypatch.setattr(tokens, "CHUNK_CHARACTERS", 300)
+    build(tiny_model, tmp_path / "again", make_documents())
+    with closing(open_bundle(tmp_path / "again")) as again, closing(open_bundle(tiny_bundle)) as first:
+        assert again.digest == first.digest
+    sizes = [sum(len(each.title) + len(each.text) for each in documents) for documents in read]
+    assert max(sizes) <= 300
+    assert max(map(len, read)) > 1
 
 
 def test_given_vectors_are_used_instead_of_the_encoder(tiny_model: Path, tmp_path: Path) -> None:

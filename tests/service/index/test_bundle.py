@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from service.index import bundle as bundle_module
 from service.index.artefact import ArtefactError, new_artefact, publish
 from service.index.build import build_bundle
 from service.index.bundle import open_bundle, open_model
@@ -213,12 +214,6 @@ def test_a_bundle_with_an_adapter_carries_its_codes(tiny_model: Path, tmp_path: 
         open_bundle(wrong)
 
 
-def test_an_unverified_opening_still_checks_the_sizes(tiny_bundle: Path, tmp_path: Path) -> None:
-    spoilt = republish(tiny_bundle, tmp_path / "spoilt", array("vectors.npy", lambda v: v[:, :-2]))
-    with pytest.raises(ArtefactError, match="vectors of 14 dimensions"):
-        open_bundle(spoilt, verify=False)
-
-
 def test_manifests_of_both_kinds_come_back_as_their_own_class(tiny_bundle: Path, tiny_model: Path) -> None:
     assert isinstance(read_manifest(tiny_bundle), BundleManifest)
     assert isinstance(read_manifest(tiny_model), ModelManifest)
@@ -233,3 +228,19 @@ def test_a_quantizer_of_another_size_is_refused_when_indexing(tiny_model: Path, 
     with pytest.raises(ArtefactError, match=r"codebooks of shape \(20, 16\) .* levels of \[8, 8, 8\]"):
         build_bundle(small, make_documents(9), tmp_path / "bundle", threads=1, progress=False)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_bundle_that_is_replaced_while_it_is_opened_is_refused(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    other = republish(tiny_bundle, tmp_path / "other", lambda _: None, corpus="another")
+
+    def replace(_: object) -> None:
+        folder.rename(tmp_path / "old")
+        other.rename(folder)
+
+    monkeypatch.setattr(bundle_module, "_check_references", replace)
+    with pytest.raises(ArtefactError, match="was replaced while it was opened: open it again"):
+        open_bundle(folder)

@@ -6,14 +6,14 @@ import os
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.index.documents import Document, DocumentStore, write_documents
+from service.index.documents import READERS, Document, DocumentStore, write_documents
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 VALUES = st.recursive(
@@ -90,6 +90,31 @@ def test_many_threads_read_at_once(store: DocumentStore) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_all_readers_keep_the_documents_that_were_opened(
+    store: DocumentStore, tmp_path: Path, is_replaced: bool
+) -> None:
+    """A server goes on with its bundle where another has taken its place, or none."""
+    if is_replaced:
+        write_documents(tmp_path / "new.sqlite", [Document("other", "", "of another bundle")])
+        (tmp_path / "new.sqlite").replace(tmp_path / "d.sqlite")
+    else:
+        (tmp_path / "d.sqlite").unlink()
+    with ExitStack() as busy:
+        for _ in range(READERS - 1):
+            busy.enter_context(store._connection())
+            assert store.get(7).text == "text 7"
+            assert store.by_id("d1199") == 1199
+    store.close()
+
+
+def test_more_threads_than_connections_take_turns(store: DocumentStore) -> None:
+    with ThreadPoolExecutor(2 * READERS) as pool:
+        found = list(pool.map(store.get, range(600)))
+    assert [document.metadata["i"] for document in found] == list(range(600))
+    store.close()
+
+
 def test_threads_that_come_and_go_leave_no_open_file_behind(store: DocumentStore, tmp_path: Path) -> None:
     def opened() -> int:
         links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
@@ -99,7 +124,7 @@ def test_threads_that_come_and_go_leave_no_open_file_behind(store: DocumentStore
         thread = threading.Thread(target=store.get, args=(number,))
         thread.start()
         thread.join()
-    assert opened() == 1
+    assert opened() == READERS
     store.close()
     assert opened() == 0
 

@@ -183,6 +183,24 @@ def test_a_node_that_is_its_own_first_child_is_refused(node: int) -> None:
         verify_trie(trie, 5)
 
 
+def test_a_node_that_is_nobodys_child_is_refused() -> None:
+    trie, _ = build_trie(np.array([[0, 3], [1, 3], [1, 4], [2, -1]], np.int32))
+    verify_trie(trie, 5)
+    trie.child_M[:2] = 2  # of node 1, which is a leaf, the children begin at the node after
+    with pytest.raises(ValueError, match=r"trie_child\.npy: the children are not numbered breadth-first"):
+        verify_trie(trie, 5)
+    assert node_ends(trie)[1] == 0, "no garbage"
+
+
+def test_a_node_that_begins_before_its_parent_is_refused() -> None:
+    trie, _ = build_trie(np.array([[0, 3], [1, 3], [1, 4], [2, -1]], np.int32))
+    child = int(trie.child_M[2])
+    assert (trie.lo_M[2], trie.lo_M[child]) == (1, 1)
+    trie.lo_M[child] = 0
+    with pytest.raises(ValueError, match=rf"trie_lo\.npy: node {child} begins at document 0, before its parent 2 at 1"):
+        verify_trie(trie, 5)
+
+
 def test_siblings_with_one_token_are_refused() -> None:
     trie, _ = build_trie(np.array([[0, 3], [1, 3], [1, 4], [2, -1]], np.int32))
     verify_trie(trie, 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer
 
 from service.index.bundle import Model, open_model
+from service.model import tokens
 from service.model.session import ModelError
 from service.model.text import TextSettings, document_text, query_text
-from service.model.tokens import TextTokenizer
+from service.model.tokens import TextTokenizer, WordTokenizer, read_tokenizer
 
 SETTINGS = TextSettings(
     max_query_tokens=16, max_document_tokens=16, query_prefix="query: ", history_separator=" | ", history_count=2
@@ -98,11 +100,41 @@ def test_a_model_with_history_cuts_queries_alike_whether_they_have_one(history_m
     assert without[0][-2] == plain.token_to_id("south")
 
 
+@pytest.mark.parametrize("text", ["", "north", "north " * 22, "north " * 23, "☃ a reef, " * 70, "[CLS] [SEP] " * 60])
+def test_lengths_count_what_is_cut_off_too(text: str, model: Model, history_model_folder: Path) -> None:
+    """Cut at the end, or, as queries of a model with history, at the beginning."""
+    plain = Tokenizer.from_file(str(model.tokenizer_file))
+    for opened, query, document in ((model, "", ""), (open_model(history_model_folder), "wind ", "calm ")):
+        tokenizer = TextTokenizer(opened.tokenizer_file, opened.manifest.text)
+        assert tokenizer.lengths(["south", text], "query")[1] == len(plain.encode(query + text).ids)
+        assert tokenizer.lengths(["south", text], "document")[1] == len(plain.encode(document + text).ids)
+
+
 def test_histories_must_be_one_for_each_query(history_model_folder: Path) -> None:
     model = open_model(history_model_folder)
     tokenizer = TextTokenizer(model.tokenizer_file, model.manifest.text)
     with pytest.raises(ValueError, match="1 histories for 2 queries"):
         tokenizer.queries(["north", "south"], [["east"]])
+
+
+@given(sizes=st.lists(st.integers(0, 60), max_size=30))
+def test_chunks_are_bounded_and_cover_every_text_once(sizes: list[int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens, "CHUNK_CHARACTERS", 50)
+        found = [sizes[chunk] for chunk in tokens.chunks(sizes)]
+    assert [size for chunk in found for size in chunk] == sizes
+    assert all(sum(chunk) <= 50 or len(chunk) == 1 for chunk in found)
+    assert all(sum(chunk) + after[0] > 50 for chunk, after in pairwise(found)), "no chunk is smaller than need be"
+
+
+def test_texts_in_many_chunks_have_the_ids_of_each_alone(
+    tokenizer: TextTokenizer, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["north " * number + "star" for number in range(30)]
+    words = WordTokenizer(read_tokenizer(model.tokenizer_file))
+    alone = [tokenizer.documents([("", text)])[0] for text in texts], [words.tokens([text])[0] for text in texts]
+    monkeypatch.setattr(tokens, "CHUNK_CHARACTERS", 200)
+    assert (tokenizer.documents([("", text) for text in texts]), words.tokens(texts)) == alone
 
 
 @given(rows=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=7), max_size=5), multiple=st.integers(1, 8))

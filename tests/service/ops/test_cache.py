@@ -132,6 +132,53 @@ async def test_more_callers_than_connections_all_return(redis_cache: RedisCache)
     assert [b"1"] in answers
 
 
+class FakeRedis:
+    """Keeps what it gets, round trip by round trip; fails writes where asked to."""
+
+    def __init__(self, is_slow: bool = False) -> None:
+        self.trips: list[dict[str, bytes]] = []
+        self.is_slow = is_slow
+
+    def pipeline(self, **_: object) -> FakeRedis:
+        self.trips.append({})
+        return self
+
+    def set(self, key: str, value: bytes, px: int) -> None:
+        assert px > 0
+        self.trips[-1][key] = value
+
+    async def execute(self) -> None:
+        if self.is_slow:
+            raise TimeoutError
+
+    async def mget(self, keys: list[str]) -> list[bytes]:
+        return [b"1" for _ in keys]
+
+    async def aclose(self, **_: object) -> None:
+        pass
+
+
+async def test_large_answers_do_not_travel_and_others_in_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "REDIS_BYTES", 100)
+    cache, redis = connect("redis://127.0.0.1:1/0"), FakeRedis()
+    cache._redis = redis  # type: ignore[assignment]
+    await cache.put_many({"large": b"x" * 101} | {str(number): b"y" * 30 for number in range(7)} | {"full": b"z" * 100})
+    assert [len(trip) for trip in redis.trips] == [3, 3, 1, 1]
+    assert not any("large" in key for trip in redis.trips for key in trip)
+    await cache.put_many({"large": b"x" * 101})
+    await cache.put_many({})
+    assert len(redis.trips) == 4
+
+
+async def test_answers_are_read_on_after_a_write_was_too_slow() -> None:
+    cache, redis = connect("redis://127.0.0.1:1/0"), FakeRedis(is_slow=True)
+    cache._redis = redis  # type: ignore[assignment]
+    for _ in range(3):
+        await cache.put_many({"a": b"1"})
+        assert await cache.get_many(["a"]) == [b"1"]
+    assert len(redis.trips) == 1, "further writes wait a second"
+
+
 @asynccontextmanager
 async def server_that_says(noise: bytes | None) -> AsyncIterator[str]:
     """A loopback server that answers every connection with ``noise``; with None it hangs."""

@@ -31,12 +31,19 @@ def test_users_own_choice_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_open_to_others_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = prepare_kernel_cache(tmp_path)
-    folder.chmod(0o777)
+@pytest.mark.parametrize("levels_up", [0, 1, 2])
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_folder_open_to_others_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, levels_up: int, mode: int
+) -> None:
+    """Who can write a folder can put another in the place of one below it."""
+    folder = prepare_kernel_cache(tmp_path / "cache")
+    opened = [folder, *folder.parents][levels_up]
+    opened.chmod(mode)
     monkeypatch.setenv("NUMBA_CACHE_DIR", "")
-    other = prepare_kernel_cache(tmp_path)
-    assert other != folder
+    with pytest.warns(UserWarning, match=f"others can write '{opened}': chmod go-w"):
+        other = prepare_kernel_cache(tmp_path / "cache")
+    assert not other.is_relative_to(tmp_path)
     assert stat.S_IMODE(other.stat().st_mode) == 0o700
     other.rmdir()
 
@@ -46,15 +53,34 @@ def test_link_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     folder.rename(tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     monkeypatch.setenv("NUMBA_CACHE_DIR", "")
-    other = prepare_kernel_cache(tmp_path)
+    with pytest.warns(UserWarning, match="is not a folder of this user: remove it"):
+        other = prepare_kernel_cache(tmp_path)
     assert other.parent != folder.parent
     other.rmdir()
+
+
+def test_folders_are_ours_alone_whatever_the_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.umask(0o000)
+    try:
+        folder = prepare_kernel_cache(tmp_path / "deep" / "cache")
+    finally:
+        os.umask(before)
+    assert folder.is_relative_to(tmp_path / "deep" / "cache")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    assert prepare_kernel_cache(tmp_path / "deep" / "cache") == folder
+
+
+def test_cache_folder_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir(mode=0o700)
+    (tmp_path / "cache").symlink_to(tmp_path / "there")
+    assert prepare_kernel_cache(tmp_path / "cache").is_relative_to(tmp_path / "there")
 
 
 def test_unwritable_place_falls_back_to_a_temporary_folder(tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("")
-    folder = prepare_kernel_cache(blocker)
+    with pytest.warns(UserWarning, match="into a temporary folder: .*file"):
+        folder = prepare_kernel_cache(blocker)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     folder.rmdir()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -99,4 +100,4 @@ def test_a_user_without_a_home_has_a_cache_folder(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", staticmethod(homeless))
-    assert default_cache_folder().name == "rhumbline"
+    assert default_cache_folder().name == f"rhumbline-{os.getuid()}", "temporary folders are everybody's"

@@ -13,11 +13,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from service.index.manifest import Normalisation, Scoring
 from service.index.regions import HANDFUL, MOST_AXES, OPTIMISM, build_regions
 from service.index.trie import build_trie
 from service.search.filters import DocumentFilter
 from service.search.scores import multiply_rows
-from service.search.tables import Normalisation, Scoring, WalkTables
+from service.search.tables import WalkTables
 from service.search.walk import Beams, walk
 
 Sid = tuple[int, ...]

@@ -1,0 +1,89 @@
+"""Requests in several pieces: they take turns with others, hold one place, and give it back when a thread is done."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from service.http.engine import Engine, Timings
+from service.http.problems import Problem
+from service.model.tokens import TextError
+from service.ops.cache import LocalCache
+from service.ops.metrics import Metrics
+from tests.service.http.fakes import FakePipeline
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    """One thread, two places."""
+    engine = Engine(FakePipeline(), LocalCache(0, 0, 1), Metrics(), concurrency=1, max_in_flight=2, queue_seconds=10)
+    yield engine
+    await engine.close()
+
+
+def named(
+    name: str, log: list[str], go: threading.Event | None = None, error: Exception | None = None
+) -> Callable[[], tuple[str, Timings]]:
+    def work() -> tuple[str, Timings]:
+        log.append(name)
+        assert go is None or go.wait(10)
+        if error is not None:
+            raise error
+        return name, {"encode": 0.25}
+
+    return work
+
+
+async def begun(log: list[str]) -> None:
+    while not log:
+        await asyncio.sleep(0.001)
+
+
+async def test_pieces_let_others_in_between_and_have_one_place(engine: Engine) -> None:
+    log: list[str] = []
+    go = threading.Event()
+    pieces = asyncio.create_task(engine.compute_each([named("a", log, go), named("b", log), named("c", log)]))
+    await begun(log)
+    other = asyncio.create_task(engine.compute(named("other", log)))
+    await asyncio.sleep(0.01)
+    assert engine.in_flight == 2
+    with pytest.raises(Problem, match="2 requests are in flight"):
+        await engine.compute(named("one too many", log))
+    go.set()
+    answers, timings = await pieces
+    assert (await other)[0] == "other"
+    assert log == ["a", "other", "b", "c"]
+    assert answers == ["a", "b", "c"]
+    assert timings["encode"] == 0.75
+    assert timings["queue"] > 0
+    assert engine.in_flight == 0
+
+
+async def test_a_client_that_leaves_keeps_its_place_while_a_thread_computes(engine: Engine) -> None:
+    log: list[str] = []
+    go = threading.Event()
+    pieces = asyncio.create_task(engine.compute_each([named("a", log, go), named("b", log)]))
+    await begun(log)
+    pieces.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await pieces
+    assert engine.in_flight == 1
+    go.set()
+    async with asyncio.timeout(10):
+        while engine.in_flight:
+            await asyncio.sleep(0.001)
+    assert (await engine.compute(named("next", log)))[0] == "next"
+    assert log == ["a", "next"]
+
+
+async def test_a_piece_that_fails_is_the_last(engine: Engine) -> None:
+    log: list[str] = []
+    bad = named("bad", log, error=TextError("query 0", "has no tokens: give it a word"))
+    with pytest.raises(Problem, match="a text has no tokens: give it a word"):
+        await engine.compute_each([named("a", log), bad, named("b", log)])
+    assert log == ["a", "bad"]
+    assert engine.in_flight == 0
