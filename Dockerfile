@@ -14,9 +14,7 @@ COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY service service
 COPY models models
 COPY loadtest loadtest
-# onnxruntime-gpu finds CUDA and cuDNN in the wheels that its own extras bring
-RUN pip install ".[${EXTRA}]" \
-    && if [ "${EXTRA}" = gpu ]; then pip install "onnxruntime-gpu[cuda,cudnn]"; fi
+RUN pip install ".[${EXTRA}]"
 
 FROM python:${PYTHON}-slim-bookworm
 LABEL org.opencontainers.image.title="rhumbline" \

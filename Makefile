@@ -3,7 +3,7 @@
 # make bench: the measurements, with their goals
 # make results: train and measure every system of the papers; resumable
 # make train ARGS="DATA --encoder sentence-transformers/all-MiniLM-L6-v2 --out runs/mine": train on a folder in the BEIR layout
-# make clean: remove what the targets above made
+# make clean: remove the environment, builds and caches of tools; what was trained and indexed stays
 
 PYTHON ?= python3
 VENV := .venv

@@ -3,14 +3,15 @@
     locust -f loadtest/locustfile.py --host http://127.0.0.1:8080
     locust -f loadtest/locustfile.py --host http://127.0.0.1:8080 --headless -u 20 -r 5 -t 60s --queries queries.txt
 
-A query of the list may be in the answer cache; a *miss* has never been asked and must be computed. They are reported
-apart.
+A query of the list may be in the answer cache; a *miss* has never been asked, by no earlier test either, and must be
+computed. They are reported apart.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
+import secrets
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -81,12 +82,12 @@ class Mix:
         self.miss_share = miss_share
         self.cumulative = list(itertools.accumulate((rank + 1) ** -exponent for rank in range(len(queries))))
         self.numbers = itertools.count()
+        self.nonce = secrets.token_hex(4)  # the seed repeats the mix, but what it asked before may be in the cache
 
     def draw(self) -> tuple[str, str]:
-        """Return ("hit" or "miss", query); a miss is new words with a number of its own."""
+        """Return ("hit" or "miss", query); a miss is words with a number of its own in a test of its own."""
         if self.random.random() < self.miss_share:
-            never_asked = f"{next(self.numbers)} {self.random.getrandbits(32):x}"
-            return "miss", " ".join([*self.random.sample(WORDS, 3), never_asked])
+            return "miss", " ".join([*self.random.sample(WORDS, 3), str(next(self.numbers)), self.nonce])
         return "hit", self.random.choices(self.queries, cum_weights=self.cumulative)[0]
 
 

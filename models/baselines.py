@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.lines import DataError
+from service.index.postings import K1, B
 
 BATCH = 256
-K1, B = 1.2, 0.75
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class Ranked:
 
 
 class BM25:
-    """BM25 by bm25s: Lucene's variant, k1 1.2, b 0.75, English stop words and stemmer.
+    """BM25 by bm25s: Lucene's variant, k1 and b as in the service's index, English stop words and stemmer.
 
     Args:
         texts: the documents, title and text in one string.

@@ -35,7 +35,9 @@ def train(
     model: Annotated[Path | None, typer.Option(help="Model that an adapter (recipe qama) is trained for.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     seed: Annotated[int | None, typer.Option(min=0, max=(1 << 63) - 1, help="Instead of the recipe's.")] = None,
-    history: Annotated[int, typer.Option(min=0, help="Use so many earlier items of a query.")] = 0,
+    history: Annotated[
+        int | None, typer.Option(min=0, help="Earlier items of a query to use, instead of the recipe's.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with a run that was cut off.")] = True,
 ) -> None:
     """Train a model on folders of documents and queries, or with the recipe qama an adapter for binary codes."""
@@ -44,7 +46,7 @@ def train(
         from models.retriever.train import run
 
         if "quantisation" in read_table(recipe)[1]:
-            _refuse_for_adapter({"--encoder": encoder, "--device": device != "cpu", "--history": history})
+            _refuse_for_adapter({"--encoder": encoder, "--device": device != "cpu", "--history": history is not None})
             _train_adapter(data, out, recipe, model, resume, seed)
             return
         if model is not None:
@@ -57,13 +59,14 @@ def train(
             chosen = chosen.model_copy(update={"encoder": chosen.encoder.model_copy(update={"name": encoder})})
         if seed is not None:
             chosen = chosen.model_copy(update={"seed": seed})
-        if history:
+        if history is not None:
             chosen = chosen.model_copy(update={"text": chosen.text.model_copy(update={"history_count": history})})
-        trained = run(chosen, data, out, device, resume, chosen.text.history_count)
-    Console().print(f"{trained}\n[dim]next:[/dim] rhumb index --model {trained} --corpus {data[0]} --out BUNDLE")
+        run(chosen, data, out, device, resume)
+    corpus = data[0] if len(data) == 1 else "CORPUS"
+    typer.echo(f"next: rhumb index --model {out / 'model-int8'} --corpus {corpus} --out {out / 'bundle'}")
 
 
-def _refuse_for_adapter(given: dict[str, str | bool | int]) -> None:
+def _refuse_for_adapter(given: dict[str, str | bool]) -> None:
     """Refuse by name the options of `train` that mean nothing to an adapter's recipe."""
     remedies = {
         "--encoder": "give --model, whose encoder makes the vectors, or data with vectors of your encoder",
@@ -88,14 +91,14 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="Folder in the BEIR layout.")],
     split: Annotated[str, typer.Option(help="Name of the file in qrels/.")] = "test",
     scoring: Annotated[list[str] | None, typer.Option(help="Of the walk; all that the bundle offers.")] = None,
-    ranking: Annotated[list[str] | None, typer.Option(help="Of the candidates; all three.")] = None,
+    ranking: Annotated[list[str] | None, typer.Option(help="Of the candidates; all but sampled.")] = None,
     beam: Annotated[list[int] | None, typer.Option(help="Beam widths; 10, 20, 50 and 100.")] = None,
     baselines: Annotated[bool, typer.Option(help="BM25 and exact search beside the walk.")] = True,
     codes: Annotated[bool, typer.Option(help="Hamming searches, where the bundle has packed codes.")] = True,
     untuned: Annotated[Path | None, typer.Option(help="Another encoder: a model, or docs.npy with ids.")] = None,
     free_queries: Annotated[int, typer.Option(help="Queries that are also decoded without the trie.")] = 500,
     batch: Annotated[int, typer.Option(help="Queries of a call.")] = 32,
-    limit: Annotated[int, typer.Option(help="Only the first so many queries; 0 for all.")] = 0,
+    limit: Annotated[int, typer.Option(help="Only so many queries, a sample; 0 for all.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Of the pipeline.")] = 1,
     runs: Annotated[Path | None, typer.Option(help="Folder for TREC runs, one file a row.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write all figures to this file.")] = None,
@@ -155,7 +158,9 @@ def report(
 
 def quantize(
     vectors: Annotated[list[Path], typer.Argument(help=".npy arrays (documents, dimensions) of vectors.")],
-    system: Annotated[list[str] | None, typer.Option(help="Quantizers to compare; hhq and rq_kmeans.")] = None,
+    system: Annotated[
+        list[str] | None, typer.Option(help="Quantizers to compare; hhq, hhq_paper and rq_kmeans.")
+    ] = None,
     codes: Annotated[list[int] | None, typer.Option(min=2, help="Codes of a level; 128 and 256.")] = None,
     levels: Annotated[list[int] | None, typer.Option(min=1, help="Codes of a semantic ID; 4.")] = None,
     dims: Annotated[list[int] | None, typer.Option(min=1, help="Keep so many principal dimensions; all.")] = None,
@@ -171,7 +176,7 @@ def quantize(
         from models.quantizers import compare as quantizers
 
         sizes = codes or [128, 256], levels or [4], seed or [0], dims or []
-        rows = [row for path in vectors for row in quantizers.compare(path, system or ["hhq", "rq_kmeans"], *sizes)]
+        rows = [row for path in vectors for row in quantizers.compare(path, system or quantizers.SHOWN, *sizes)]
         _console().print(quantizers.as_table(rows))
         if markdown is not None:
             markdown.write_text(quantizers.as_markdown(rows), encoding="utf-8")

@@ -16,9 +16,9 @@ from models.comparison import CascadeRow
 from models.measures import DEPTH
 from service.search.cascade import measure_cascade_recall
 from service.search.codes import CodeSearch, HammingOptions
+from service.search.hybrid import OVERSAMPLING
 from service.search.rescoring import Neighbours
 
-OVERSAMPLING = 4  # candidates that are rescored for every result
 SHARES = (0.01, 0.05)  # documents that reach the second stage of a cascade
 TOP = 10
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from rich.console import Console
 
 from loadtest.bench import roofline
+from loadtest.bench.errors import BenchError
 from loadtest.bench.hamming_peers import (
     FEW,
     Contender,
@@ -66,7 +67,7 @@ def run(
         The medians of every workload.
 
     Raises:
-        ValueError: no such workload.
+        BenchError: no such workload.
         RuntimeError: a contender found other distances than we did.
     """
     console = console or Console(width=max(TABLE_COLUMNS, Console().width))
@@ -92,7 +93,7 @@ def _corpora(sizes: tuple[int, ...], widths: tuple[int, ...]) -> dict[int, list[
     """The widths that run at each size."""
     corpora = {n: [w for w in widths if n <= HUGE or w == 12] for n in sizes}
     if min(sizes) < max(KS) or min(widths) < 1 or not all(corpora.values()):
-        raise ValueError(
+        raise BenchError(
             f"sizes {sizes} and widths {widths} leave nothing to run: at least {max(KS)} documents and one word, "
             f"and 12 words above {HUGE:,} documents"
         )

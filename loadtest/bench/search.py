@@ -26,8 +26,9 @@ from time import perf_counter
 from rich.console import Console
 from rich.table import Table
 
+from loadtest.bench.errors import BenchError
 from loadtest.bench.timing import Figure, figures_table, medians_of
-from loadtest.bench.unconstrained import decode_unconstrained
+from loadtest.bench.unconstrained import CONSTRAINT_GOAL, decode_unconstrained
 from service.index.bundle import Bundle, open_bundle
 from service.model.encoder import Encoded
 from service.ops.progress import progress_bar
@@ -35,13 +36,8 @@ from service.search.pipeline import Pipeline, SearchOptions
 from service.search.walk import walk
 
 STAGES = ("encode", "decode", "walk", "rank", "documents")
-CONSTRAINT_GOAL = 1.05  # constrained / unconstrained decoding
 HTTP_GOAL = 1.5  # HTTP answer / bare pipeline
 START_SECONDS = 120  # for the server to open the bundle and compile
-
-
-class BenchError(Exception):
-    """The measurement cannot be made; the message says why."""
 
 
 def run(

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from service.search.walk import Step
 
+CONSTRAINT_GOAL = 1.05  # seconds of constrained / unconstrained decoding, at most
+
 
 def decode_unconstrained(
     step: Step,

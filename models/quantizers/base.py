@@ -2,6 +2,9 @@
 
 Shapes: N documents, D dimensions, L levels, K codes of a level, T tokens (sum of all K).
 
+Codes are (N, L), column l for level l, -1 where a document has none there; tokens are what the service reads, see
+`service.model.lengths`.
+
 A system is a file in this package and a recipe: a subclass of `Quantizer` with a frozen dataclass of settings,
 decorated with `@register`. The recipe's table `[quantizer]` names it (`system = "hhq"`) and gives the settings.
 """
@@ -13,7 +16,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,8 +25,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from models.quantizers.points import HELD_BYTES, Points, VectorArray, VectorError, check_enough, unit_points
-from models.quantizers.settings import QuantizerError, QuantizerSettings, check_settings
-from models.quantizers.tokens import CodeArray, codes_to_tokens, tokens_to_codes
+from models.quantizers.settings import QuantizerSettings, check_settings
+from service.model.lengths import Codes as CodeArray
+from service.model.lengths import QuantizerError
+from service.model.lengths import pack as codes_to_tokens
+from service.model.lengths import unpack as tokens_to_codes
 
 FloatArray = NDArray[np.float32]
 
@@ -137,24 +143,6 @@ class Quantizer(ABC):
         self.codebooks = [tensors[f"codebook.{level}"] for level in range(len(self.level_sizes))]
         self._take_extra_tensors({n: t.numpy() for n, t in tensors.items() if not n.startswith("codebook.")})
 
-    @classmethod
-    def from_state(cls, state: QuantizerState) -> Self:
-        """Make a fitted quantizer again from `state()` (its training settings are not part of a state).
-
-        Raises:
-            QuantizerError: the state is of another kind, or its codebooks have another number of rows.
-        """
-        if state.kind != cls.kind:
-            raise QuantizerError(f"a state of kind {state.kind!r} does not fit {cls.__name__} (kind {cls.kind!r})")
-        rows = state.tensors["codebooks"].shape[0]
-        if rows != sum(state.level_sizes):
-            raise QuantizerError(f"codebooks have {rows} rows, level sizes {list(state.level_sizes)} need their sum")
-        made = cls(dataclasses.replace(cls.settings_class(), level_sizes=tuple(state.level_sizes)))
-        table = torch.from_numpy(np.array(state.tensors["codebooks"], dtype=np.float32))
-        made.codebooks = list(torch.split(table, list(state.level_sizes)))
-        made._take_extra_tensors(state.tensors)
-        return made
-
     @abstractmethod
     def _fit(self, points: Points, bar: Progress) -> FitReport:
         """Learn `self.codebooks` from checked unit points; gradients are off, switch them on where needed."""
@@ -175,7 +163,7 @@ class Quantizer(ABC):
 
     def _fitted(self) -> torch.Tensor:
         if not self.codebooks:
-            raise QuantizerError(f"{type(self).__name__} has no codebooks yet: call fit first, or from_state")
+            raise QuantizerError(f"{type(self).__name__} has no codebooks yet: fit it first, or restore it")
         return self.codebooks[0]
 
     def _check_dim(self, dim: int) -> None:

@@ -17,8 +17,7 @@ codeword, s_k = γ (r·e_k − |e_k|²/2), and the kind is "residual": the lengt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import torch
 from rich.progress import Progress
@@ -27,7 +26,6 @@ from torch import Tensor
 from models.quantizers.base import (
     FitReport,
     Quantizer,
-    QuantizerError,
     QuantizerSettings,
     QuantizerState,
     mean_cosine,
@@ -75,15 +73,6 @@ class Gumbel(Quantizer):
     def state(self) -> QuantizerState:
         """Give what a model stores; its kind follows `scaled_cosine`."""
         return super().state()._replace(kind=KINDS[self.settings.scaled_cosine])
-
-    @classmethod
-    def from_state(cls, state: QuantizerState) -> Self:
-        """Make a fitted quantizer of either kind again; see `Quantizer.from_state`."""
-        if state.kind not in KINDS.values():
-            raise QuantizerError(f"a state of kind {state.kind!r} does not fit dgi: {' or '.join(KINDS.values())}")
-        made = super().from_state(state._replace(kind=cls.kind))
-        made.settings = replace(made.settings, scaled_cosine=state.kind == KINDS[True])
-        return made
 
     def _fit(self, points: Points, bar: Progress) -> FitReport:
         task = bar.add_task("dgi start", total=len(self.level_sizes))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from models.quantizers.base import (
+    CodeArray,
     FitReport,
     Quantizer,
     QuantizerError,
@@ -27,10 +28,8 @@ from models.quantizers.base import (
     QuantizerState,
     make_quantizer,
     mean_cosine,
-    systems,
 )
 from models.quantizers.points import Points
-from models.quantizers.tokens import CodeArray
 from service.model.lengths import NAMES, LengthRule, read_rule
 
 Rule = dict[str, NDArray[np.int32]]
@@ -70,7 +69,7 @@ class RuledQuantizer(Quantizer):
         """
         if self._rule is None:
             raise QuantizerError(
-                f"{type(self).__name__} has codebooks but no length rule: fit it again, or restore it by from_state"
+                f"{type(self).__name__} has codebooks but no length rule: fit it again, or restore it whole"
             )
         return read_rule(self._rule, self.level_sizes)
 
@@ -110,25 +109,6 @@ class Shortened(RuledQuantizer):
     def state(self) -> QuantizerState:
         """Give what a model stores; its kind is what the base's settings make it."""
         return super().state()._replace(kind=self._chooser().state().kind)
-
-    @classmethod
-    def from_state(cls, state: QuantizerState, base: str | None = None) -> Self:
-        """Make a fitted quantizer again; `base` names its base where several have the kind of the state.
-
-        Raises:
-            QuantizerError: no base of this kind, or tensors that do not fit together.
-        """
-        known = {name: made.kind for name, made in systems().items() if not issubclass(made, RuledQuantizer)}
-        fitting = [name for name, kind in known.items() if kind == state.kind and name == (base or name)]
-        if not fitting:
-            raise QuantizerError(f"no base {base or 'system'} of kind {state.kind!r}: there are {known}")
-        default = cls.settings_class()
-        chosen = default.base if default.base in fitting else fitting[0]
-        made = cls(dataclasses.replace(default, base=chosen, level_sizes=tuple(state.level_sizes)))
-        made._take_extra_tensors(state.tensors)
-        made._base = systems()[chosen].from_state(state)
-        made.codebooks = list(made._base.codebooks)
-        return made
 
     def _fit(self, points: Points, bar: Progress) -> FitReport:
         found = self._base._fit(points, bar)

@@ -98,7 +98,7 @@ class RQVAE(Quantizer):
 
     def _reconstruct(self, codes_NL: Tensor) -> Tensor:
         if not self.decoder:
-            raise QuantizerError("this RQ-VAE comes from a state, which has no decoder: fit it again to reconstruct")
+            raise QuantizerError("an RQ-VAE that was restored has no decoder: fit it again to reconstruct")
         return through_layers(sum_codewords(self.codebooks, codes_NL), self.decoder)
 
     def _extra_tensors(self) -> dict[str, NDArray[Any]]:

@@ -7,9 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-
-class QuantizerError(ValueError):
-    """A quantizer that cannot be made or used as asked: the message names what and the remedy."""
+from service.model.lengths import QuantizerError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from models.quantizers.base import progress_bar
+from service.model.tokens import padding_id
 
 BUCKET = 16  # batches that are sorted by length together
 
@@ -42,9 +43,7 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], limit: int, cut: Litera
     """Tokenize with special tokens, truncated to `limit` tokens on one side, as `service.model.tokens` does."""
     tokenizer.enable_truncation(limit, direction=cut)
     tokenizer.no_padding()
-    known = (tokenizer.token_to_id(name) for name in ("[PAD]", "<pad>"))
-    pad = next((number for number in known if number is not None), 0)
-    return Texts([encoding.ids for encoding in tokenizer.encode_batch(list(texts))], pad)
+    return Texts([encoding.ids for encoding in tokenizer.encode_batch(list(texts))], padding_id(tokenizer))
 
 
 def shuffled_batches(lengths: Sequence[int], size: int, seed: str) -> list[list[int]]:

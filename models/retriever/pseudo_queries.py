@@ -6,21 +6,17 @@ the documents: their titles, sentences and spans.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from models.lines import json_lines, refuse_unknown, string_field
 from models.quantizers.base import progress_bar
 from service.index.documents import Document
 
 SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|\n+")
 SHORTEST, LONGEST = 4, 16  # words of a span
-
-
-class PseudoQueryError(ValueError):
-    """Pseudo-queries that cannot be read or made; the message names the line or the document."""
 
 
 def sample_extractive(document: Document, count: int, seed: str) -> list[str]:
@@ -57,20 +53,14 @@ def read_pseudo_queries(path: Path, positions: dict[str, int]) -> list[tuple[str
     """Read JSON lines `{"_id": document id, "text": query}` as pairs (query, document position).
 
     Raises:
-        PseudoQueryError: a line that is not such an object, or names an unknown document.
+        DataError: no such file, a line that is not such an object, or ids that are no document's.
     """
-    pairs = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                if not isinstance(row["text"], str):
-                    raise TypeError(f"text is of type {type(row['text']).__name__}")
-                pairs.append((row["text"], positions[row["_id"]]))
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                wanted = 'an object with "_id" of a document of the corpus and "text"'
-                raise PseudoQueryError(f"{path}:{number}: expected {wanted} ({error!r})") from None
-    return pairs
+    rows = []
+    for number, record in json_lines(path):
+        where = f"{path}:{number}"
+        rows.append((string_field(record, "text", where), string_field(record, "_id", where)))
+    refuse_unknown(path, "_id", (id_ for _, id_ in rows), positions)
+    return [(text, positions[id_]) for text, id_ in rows]
 
 
 def generate_pseudo_queries(

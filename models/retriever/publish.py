@@ -36,7 +36,7 @@ def publish_model(
     with new_artefact(target, replace, "model") as staging:
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        tokenizer.save(str(staging / "tokenizer.json"))
+        save_tokenizer(tokenizer, staging)
         export_encoder(retriever.encoder, retriever.decoder, staging / "encoder.onnx", precision == "int8")
         tensors, path = {n: np.ascontiguousarray(t) for n, t in quantizer.tensors.items()}, "quantizer.safetensors"
         with write_errors(target / path):
@@ -46,6 +46,11 @@ def publish_model(
             write_array(staging / "tokens.npy", token_table(retriever))
         manifest = describe(retriever, quantizer, recipe, data, precision)
         return publish(staging, manifest.model_copy(update={"lexical_weight": lexical_weight}))
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write `tokenizer.json`; a full disk is an OSError, where the library's own `save` raises a bare Exception."""
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
 
 
 def token_table(retriever: Retriever) -> np.ndarray:

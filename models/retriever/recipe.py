@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models.quantizers.base import make_quantizer
-from service.index.manifest import MAX_LEXICAL_WEIGHT
+from service.index.manifest import MAX_LEXICAL_WEIGHT, Normalisation, Scoring
 from service.model.text import TextSettings
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -95,7 +95,7 @@ class ObjectiveTable(Table):
     guided_weight: float = Field(default=40.0, gt=0)
 
     @property
-    def normalisation(self) -> Literal["constrained", "full"]:
+    def normalisation(self) -> Normalisation:
         """Among which tokens the service normalises generative scores: those that the loss chose among."""
         return "full" if self.constraint == "none" else "constrained"
 
@@ -200,7 +200,7 @@ class Recipe(Table):
     licences: tuple[str, ...] = ()
     fusion_weight: float = Field(default=20.0, ge=0)
     lexical_weight: float | None = Field(default=None, gt=0, le=MAX_LEXICAL_WEIGHT)  # None: held-out queries choose
-    default_scoring: Literal["generative", "geometric", "guided"] = "guided"
+    default_scoring: Scoring = "guided"
 
     @field_validator("quantizer")
     @classmethod

@@ -23,7 +23,7 @@ from models.quantizers.lengths import RuledQuantizer
 from models.retriever.batches import Texts, embed
 from models.retriever.material import Material, gather
 from models.retriever.network import Decoder, DecoderShape, Encoder, Retriever, load_backbone
-from models.retriever.publish import publish_model
+from models.retriever.publish import publish_model, save_tokenizer
 from models.retriever.recipe import Recipe, RecipeError
 from models.retriever.shelf import Shelf
 from models.retriever.tree import CodeTree, build_tree
@@ -31,6 +31,8 @@ from models.retriever.words import choose_lexical_weight
 from models.tensors import write_errors
 from service.index.manifest import DEFAULT_LEXICAL_WEIGHT
 from service.model.tokens import WordTokenizer
+
+TRAIN_QUERIES = "add qrels/train.tsv, or choose a recipe that needs no train queries, such as hhq_frozen"
 
 console = Console(stderr=True)
 
@@ -86,6 +88,7 @@ def start_run(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: st
     torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(recipe.encoder.name)
     material = gather(datasets, recipe, tokenizer)
+    check_queries(recipe, material)
     backbone = load_backbone(recipe.encoder.name, recipe.encoder.dropout)
     freeze(backbone, recipe)
     quantizer = make_quantizer(quantizer_table(recipe))
@@ -126,6 +129,20 @@ def start_run(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: st
     retriever.unit_heads = not isinstance(quantizer, Gumbel) or quantizer.settings.scaled_cosine
     out.mkdir(parents=True, exist_ok=True)
     return Run(recipe, material, retriever.to(device), tokenizer, out, device, quantizer, shelf)
+
+
+def check_queries(recipe: Recipe, material: Material) -> None:
+    """Refuse a recipe whose stages, the last one too, ask for queries that the data do not give.
+
+    Raises:
+        RecipeError: the first such stage, with the remedy.
+    """
+    for stage in recipe.stage:
+        if not material.pairs(stage.queries):
+            remedy = TRAIN_QUERIES if stage.queries == "real" else "give documents with words, or pseudo-queries"
+            raise RecipeError(
+                f"stage {stage.name!r} asks for {stage.queries} queries, and the data have none: {remedy}"
+            )
 
 
 def load_tokenizer(name: str) -> Tokenizer:
@@ -277,6 +294,6 @@ def save_encoder(run: Run) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     with write_errors(folder):
         run.retriever.encoder.backbone.save_pretrained(partial)  # type: ignore[operator]  # transformers is untyped here
-    run.tokenizer.save(str(partial / "tokenizer.json"))
+        save_tokenizer(run.tokenizer, partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)

@@ -25,7 +25,7 @@ from models.quantizers.gumbel import Gumbel
 from models.retriever.checkpoint import Place, load_checkpoint, save_checkpoint
 from models.retriever.joint import GradientLog, Joint, joint_epoch, tie_codebooks, untie_codebooks
 from models.retriever.lengths import choose_lengths
-from models.retriever.recipe import Recipe, RecipeError, Stage
+from models.retriever.recipe import Recipe, Stage
 from models.retriever.run import (
     Run,
     console,
@@ -133,8 +133,6 @@ def set_up(run: Run, stage: Stage) -> tuple[Work, torch.optim.Optimizer, Schedul
     retriever = run.retriever
     optimizer = torch.optim.AdamW(parameter_groups(run, stage), weight_decay=0.01, fused=True)
     pairs = run.material.pairs(stage.queries)
-    if not pairs:
-        raise RecipeError(f"stage {stage.name!r} asks for {stage.queries} queries, and the data have none")
     units = len({document for _, document in pairs}) if stage.objective == "contrast" else len(pairs)
     batches = math.ceil(units / stage.batch)
     schedule = Schedule(optimizer, stage.epochs * math.ceil(batches / stage.accumulate), stage.warmup)
@@ -274,10 +272,9 @@ def keep_best(run: Run, stage: Stage, scores: dict[str, float]) -> None:
         run.best = {name: tensor.detach().clone() for name, tensor in run.retriever.state_dict().items()}
 
 
-def run(
-    recipe: Recipe, folders: Sequence[Path], out: Path, device: str = "cpu", resume: bool = True, history: int = 0
-) -> Path:
+def run(recipe: Recipe, folders: Sequence[Path], out: Path, device: str = "cpu", resume: bool = True) -> Path:
     """Train on folders in the BEIR layout; the entry of `rhumb train`."""
+    history = recipe.text.history_count
     datasets = [load_dataset(folder, splits=train_splits(folder), history=history) for folder in folders]
     return train(recipe, datasets, out, device, resume)
 

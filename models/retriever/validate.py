@@ -16,8 +16,9 @@ from torch import Tensor
 
 from models.retriever.network import KeyValue, Retriever
 from models.retriever.stages import Pair, Work, encode_in_blocks
+from service.index.manifest import Scoring
 from service.search.ranking import rank
-from service.search.tables import Scoring, WalkTables
+from service.search.tables import WalkTables
 from service.search.walk import walk
 
 MISSED = 1 << 30

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from loadtest.bench import hamming, hamming_peers, roofline
+from loadtest.bench.errors import BenchError
 from loadtest.bench.hamming_peers import Contender
 from loadtest.bench.hamming_report import Cell, goals_table, plot_cells
 
@@ -86,9 +87,22 @@ def test_the_limits_count_every_word() -> None:
     assert roofline.count_all(words, 3) == expected
 
 
+def test_the_peak_reads_whole_cache_lines_and_is_the_best_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(20):
+        words = roofline.aligned_words(2048)
+        assert words.ctypes.data % 64 == 0
+        assert words.tolist() == list(range(2048))
+    clock = iter([0.0, 3.0, 10.0, 12.0, 20.0, 25.0, 30.0, 34.0, 40.0, 46.0])  # 3, 2, 5, 4 and 6 seconds
+    seen: list[int] = []
+    monkeypatch.setattr(roofline.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(roofline, "count_all", lambda words, passes: seen.append(words.ctypes.data % 64 or passes))
+    assert roofline.popcount_peak() == 2048 * 8 * roofline._CACHE_PASSES / 2
+    assert seen == [roofline._CACHE_PASSES] * 5
+
+
 @pytest.mark.parametrize(("sizes", "widths"), [([50], [12]), ([3_000_000], [20]), ([1_000], [0])])
 def test_workloads_that_cannot_run_are_refused(sizes: list[int], widths: list[int]) -> None:
-    with pytest.raises(ValueError, match="leave nothing to run"):
+    with pytest.raises(BenchError, match="leave nothing to run"):
         hamming.run(sizes, widths)
 
 

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from loadtest.bench import search as bench_search
 from loadtest.bench import trie as bench_trie
-from loadtest.bench.search import BenchError, read_queries
+from loadtest.bench.errors import BenchError
+from loadtest.bench.search import read_queries
 from loadtest.bench.timing import Figure, figures_table, medians_of
 from loadtest.bench.unconstrained import StandInDecoder, decode_unconstrained
 from service.index.bundle import Bundle, open_bundle

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,10 @@ def folder(tiny_encoder: Path, tmp_path: Path) -> Path:
     (tmp_path / "text.npy").write_text("no array")
     (tmp_path / "data/small").mkdir(parents=True)
     (tmp_path / "data/small/corpus.jsonl").write_text("\n".join(json.dumps({"_id": str(n)}) for n in range(39)))
+    shutil.copytree(tmp_path / "data/small", tmp_path / "data/bare")
+    (tmp_path / "data/small/qrels").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / f"data/small/qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\n1\t1\t1\n")
     return tmp_path
 
 
@@ -133,6 +138,18 @@ def test_what_a_training_cannot_start_from_is_refused(
     given = str(folder / value) if option == "--encoder" else value
     words = ["train", tiny_data, "--recipe", folder / "tiny.toml", "--out", folder / "run", option, given]
     refused(call(*words), message.replace("{folder}", str(folder)))
+    assert not (folder / "run").exists()
+
+
+def test_train_queries_that_a_later_stage_needs_are_missed_before_the_first(
+    call: Call, folder: Path, tiny_data: Path
+) -> None:
+    data = Path(shutil.copytree(tiny_data, folder / "untrained"))
+    (data / "qrels/train.tsv").unlink()
+    first = 'stage = [ { name = "warm", objective = "decode", queries = "pseudo", epochs = 1, batch = 64 },'
+    recipe = edited(folder / "tiny.toml", "stage = [", first)
+    found = call("train", data, "--recipe", recipe, "--out", folder / "run")
+    refused(found, "stage 'decode' asks for real queries, and the data have none: add qrels/train.tsv", "hhq_frozen")
     assert not (folder / "run").exists()
 
 
@@ -202,6 +219,19 @@ def test_what_is_no_array_is_not_quantized(call: Call, folder: Path) -> None:
             "cell 'hhq': change 'name.x': 'name' is 'hhq', not",
         ),
         ("[[cell]]", 'encoder = "hhq_lean"\n[[cell]]', "small/corpus.jsonl: 39 documents are too few"),
+        ('data = ["small"]', 'data = ["bare"]', "bare: no qrels/train.tsv there: a study learns from train"),
+        ("beams = [5]", "beams = [5, 2000]", "beams: 2000 is not from 1 to 1,000"),
+        (
+            'recipe = "hhq"',
+            'recipe = "hhq"\ndata = ["smal"]',
+            "cell 'hhq': data 'smal' is none of the plan's",
+        ),
+        ('recipe = "hhq"', 'recipe = "hhq"\nseeds = [7]', "cell 'hhq': seed 7 is none of the plan's"),
+        (
+            'recipe = "hhq"',
+            'recipe = "hhq"\n[[cell]]\nname = "HHQ!"\ngroup = "systems"\nrecipe = "hhq"',
+            "cells 'hhq' and 'HHQ!' would share a folder: rename one",
+        ),
         ("[[cell]]", 'encoder = "hhq_frozen"\n[[cell]]', "recipe 'hhq_frozen' has no contrast stage"),
     ],
 )

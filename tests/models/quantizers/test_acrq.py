@@ -169,7 +169,8 @@ def test_the_service_assigns_the_same_sids(vectors: NDArray[np.float32], system:
     np.testing.assert_array_equal(
         assign_sids(vectors, kind, tensors, sizes), codes_to_tokens(made.encode(vectors), sizes)
     )
-    again = system.from_state(made.state())
+    again = system(made.settings)
+    again.restore(made.learnt())
     np.testing.assert_array_equal(again.encode(vectors), made.encode(vectors))
     np.testing.assert_allclose(again.reconstruct(again.encode(vectors)), made.reconstruct(made.encode(vectors)))
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import models.quantizers.gumbel as gumbel
-from models.quantizers.base import QuantizerError, QuantizerState, codes_to_tokens, make_quantizer
+from models.quantizers.base import QuantizerError, codes_to_tokens, make_quantizer
 from models.quantizers.gumbel import (
     Gumbel,
     GumbelSettings,
@@ -123,7 +123,8 @@ def test_the_service_assigns_the_same_codes(vectors: NDArray[np.float32], scaled
     assert kind == ("residual_cosine" if scaled_cosine else "residual")
     codes = made.encode(vectors)
     np.testing.assert_array_equal(assign_sids(vectors, kind, tensors, level_sizes), codes_to_tokens(codes, level_sizes))
-    again = Gumbel.from_state(made.state())
+    again = Gumbel(made.settings)
+    again.restore(made.learnt())
     np.testing.assert_array_equal(again.encode(vectors), codes)
     assert again.state().kind == kind
 
@@ -157,9 +158,3 @@ def one(codes: NDArray[np.int32]) -> NDArray[np.int32]:
 def test_settings_are_refused_by_name(table: dict[str, Any], message: str) -> None:
     with pytest.raises(QuantizerError, match=message):
         make_quantizer({"system": "dgi"} | table)
-
-
-def test_a_state_of_another_kind_is_refused() -> None:
-    state = QuantizerState("householder", {"codebooks": np.eye(4, dtype=np.float32)}, (4,))
-    with pytest.raises(QuantizerError, match="kind 'householder' does not fit dgi: residual_cosine or residual"):
-        Gumbel.from_state(state)

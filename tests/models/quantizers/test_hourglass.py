@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from models.quantizers.base import Quantizer, QuantizerError, codes_to_tokens, make_quantizer
-from models.quantizers.hourglass import Hourglass, top_codes
+from models.quantizers.hourglass import top_codes
 from models.quantizers.quality import measure_sids
 from service.model.quantizer import assign_sids, reconstruct
 
@@ -67,9 +67,10 @@ def test_the_service_assigns_the_same_sids_to_documents_it_never_saw(
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda m: m["mode"])
-def test_a_state_makes_the_same_quantizer_again(vectors: NDArray[np.float32], mode: dict[str, Any]) -> None:
+def test_what_was_learnt_makes_the_same_quantizer_again(vectors: NDArray[np.float32], mode: dict[str, Any]) -> None:
     made = fit(vectors, **mode)
-    again = Hourglass.from_state(made.state())
+    again = type(made)(made._settings)
+    again.restore(made.learnt())
     np.testing.assert_array_equal(again.encode(vectors), made.encode(vectors))
     assert again.level_sizes == made.level_sizes == ((6, 8, 7) if mode["mode"] == "exchange" else SIZES)
     assert again.state().tensors.keys() == made.state().tensors.keys()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from models.quantizers.base import QuantizerError, QuantizerState, codes_to_tokens, make_quantizer
+from models.quantizers.base import QuantizerError, codes_to_tokens, make_quantizer
 from models.quantizers.residual import residual_codes, sum_codewords
 from models.quantizers.rq_vae import RQVAE, RQVAESettings, latent_loss
 from service.model.quantizer import assign_sids
@@ -50,17 +50,20 @@ def test_the_service_assigns_the_same_codes(fitted: RQVAE, vectors: NDArray[np.f
     np.testing.assert_array_equal(tokens, codes_to_tokens(fitted.encode(vectors), level_sizes))
 
 
-def test_a_state_makes_the_same_codes_but_cannot_reconstruct(fitted: RQVAE, vectors: NDArray[np.float32]) -> None:
-    again = RQVAE.from_state(fitted.state())
+def test_what_was_learnt_makes_the_same_codes_but_cannot_reconstruct(
+    fitted: RQVAE, vectors: NDArray[np.float32]
+) -> None:
+    again = RQVAE(fitted.settings)
+    again.restore(fitted.learnt())
     codes = again.encode(vectors)
     np.testing.assert_array_equal(codes, fitted.encode(vectors))
-    with pytest.raises(QuantizerError, match="a state, which has no decoder"):
+    with pytest.raises(QuantizerError, match="restored has no decoder"):
         again.reconstruct(codes)
     with pytest.raises(QuantizerError, match="vectors have 23 dimensions, the encoder takes 24"):
         again.encode(vectors[:, :23])
-    bare = QuantizerState("residual", {"codebooks": fitted.state().tensors["codebooks"]}, SIZES)
+    bare = {name: tensor for name, tensor in fitted.learnt().items() if name.startswith("codebook.")}
     with pytest.raises(QuantizerError, match=r"needs the tensors projection\.\*"):
-        RQVAE.from_state(bare)
+        RQVAE(fitted.settings).restore(bare)
 
 
 @settings(max_examples=30, deadline=None)

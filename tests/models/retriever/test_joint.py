@@ -16,12 +16,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 import models.retriever.run as running
 import models.retriever.train as training
 from models.data import load_dataset
 from models.quantizers.base import systems
 from models.quantizers.gumbel import Gumbel, GumbelSettings, SoftPath, soft_path
+from models.retriever.batches import tokenize
 from models.retriever.joint import GradientLog, tie_codebooks, untie_codebooks
 from models.retriever.joint_losses import diversity_loss, global_loss, local_loss, next_token_loss
 from models.retriever.network import Decoder, DecoderShape, Encoder, Retriever
@@ -29,6 +32,7 @@ from models.retriever.objectives import contrast
 from models.retriever.recipe import RECIPES, Recipe, RecipeError, load_recipe, parse_recipe
 from service.index.build import build_bundle
 from service.index.bundle import open_bundle, open_model
+from service.model.text import TextSettings
 from service.model.tokens import TextTokenizer
 from service.search.pipeline import Pipeline, SearchOptions
 
@@ -182,6 +186,14 @@ def test_history_is_cut_before_the_query_as_in_service(tiny_encoder: Path, tiny_
     queries = [dataset.queries[query] for query, _ in dataset.pairs("train")]
     assert material.queries.ids == served.queries(queries, [past] * len(queries))
     assert all(ids[-3:] == bare[-3:] for ids, bare in zip(material.queries.ids, served.queries(queries), strict=True))
+
+
+@pytest.mark.parametrize("name", ["[PAD]", "<pad>", "<|endoftext|>", "word"])
+def test_padding_is_the_services(name: str, tmp_path: Path) -> None:
+    tokenizer = Tokenizer(WordLevel({"first": 0, name: 1}, unk_token="first"))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    served = TextTokenizer(tmp_path / "tokenizer.json", TextSettings(max_query_tokens=8, max_document_tokens=8))
+    assert tokenize(tokenizer, ["first"], 8).pad == served.pad_id == (name != "word")
 
 
 def test_the_temperature_cools_over_the_stage(
