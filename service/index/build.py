@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from service.index.arrays import write_array, write_blocks
 from service.index.artefact import ArtefactError, new_artefact, publish
 from service.index.bundle import Model, open_model
-from service.index.codes import write_codes
+from service.index.codes import open_binarizer, write_codes
 from service.index.documents import Document, DocumentStore, dump_metadata, write_documents, write_rows
 from service.index.manifest import BundleManifest, LexicalSettings
 from service.index.postings import build_postings, words_of, write_postings
 from service.index.regions import build_regions
 from service.index.trie import Trie, build_trie, collision_sizes, save_trie
+from service.model.binarizer import Binarizer
 from service.model.encoder import WINDOW, Encoder
 from service.model.quantizer import QuantizerError, assign_sids
 from service.model.tokens import WordTokenizer, chunks, read_tokenizer
@@ -86,6 +87,7 @@ def build_bundle(
         CorpusError: from reading `documents`.
     """
     opened = open_model(model)
+    binarizer = open_binarizer(opened)  # an adapter that does not fit is refused before anything is encoded
     with new_artefact(target, replace, "bundle") as staging:
         work = staging / "work"
         work.mkdir()
@@ -93,7 +95,7 @@ def build_bundle(
         try:
             blocks = _vector_blocks(opened, store, vectors, threads, progress)
             _write_vectors(work / "vectors.npy", blocks, len(store), opened)
-            manifest = _write_index(opened, store, work / "vectors.npy", staging, corpus, lexical, progress)
+            manifest = _write_index(opened, binarizer, store, work / "vectors.npy", staging, corpus, lexical, progress)
         finally:
             store.close()
         _copy_model(opened, staging / "model")
@@ -102,7 +104,14 @@ def build_bundle(
 
 
 def _write_index(
-    model: Model, store: Spool, vectors_file: Path, staging: Path, corpus: str, lexical: bool, progress: bool
+    model: Model,
+    binarizer: Binarizer | None,
+    store: Spool,
+    vectors_file: Path,
+    staging: Path,
+    corpus: str,
+    lexical: bool,
+    progress: bool,
 ) -> BundleManifest:
     """Write everything of a bundle but the model, in depth-first order."""
     vectors_ND = np.load(vectors_file, mmap_mode="r", allow_pickle=False)
@@ -114,7 +123,8 @@ def _write_index(
         write_documents(staging / "documents.sqlite", _reordered(store, order_N, advance))
     ordered_ND = np.load(staging / "vectors.npy", mmap_mode="r", allow_pickle=False)
     region_count, region_rows = _write_regions(trie, ordered_ND, staging, progress)
-    levels = write_codes(model, ordered_ND, staging, progress)
+    adapter = model.manifest.adapter
+    levels = write_codes(binarizer, adapter.levels, ordered_ND, staging, progress) if binarizer and adapter else ()
     words = _write_words(model, store, order_N, staging, progress) if lexical else None
     return BundleManifest(
         model=model.manifest,

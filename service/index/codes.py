@@ -54,12 +54,10 @@ def open_binarizer(model: Model) -> Binarizer | None:
     return binarizer
 
 
-def write_codes(model: Model, vectors_ND: NDArray[np.float32], folder: Path, progress: bool) -> tuple[str, ...]:
-    """Write `codes_<level>.npy` (G, W, 32) uint64 for every level of the model's adapter; returns the levels."""
-    binarizer = open_binarizer(model)
-    if binarizer is None or model.manifest.adapter is None:
-        return ()
-    levels = model.manifest.adapter.levels
+def write_codes(
+    binarizer: Binarizer, levels: tuple[str, ...], vectors_ND: NDArray[np.float32], folder: Path, progress: bool
+) -> tuple[str, ...]:
+    """Write `codes_<level>.npy` (G, W, 32) uint64 for every level of a model's adapter; returns the levels."""
     with progress_bar("packing", len(vectors_ND) * len(levels), quiet=not progress) as advance:
         for level in levels:
             shape = stored_shape(len(vectors_ND), binarizer.layout(level).words_of(None))

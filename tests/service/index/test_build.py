@@ -14,15 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.index import build as building
+from service.index import codes
 from service.index.artefact import ArtefactError
 from service.index.build import build_bundle
 from service.index.bundle import open_bundle, open_model
 from service.index.corpus import CorpusError, read_corpus
 from service.index.documents import Document, DocumentStore
 from service.model import tokens
+from service.model.adapter import AdapterError
 from service.model.encoder import Encoder
 from service.model.quantizer import assign_sids
-from tests.tiny import make_documents, unit_rows
+from tests.tiny import make_documents, make_model, unit_rows
 
 
 def build(model: Path, target: Path, documents: list[Document], **options: object) -> None:
@@ -253,3 +256,26 @@ def test_metadata_survives(tiny_model: Path, tmp_path: Path) -> None:
     build(tiny_model, tmp_path / "bundle", [document])
     with closing(open_bundle(tmp_path / "bundle")) as bundle:
         assert bundle.documents.get(0) == document
+
+
+def test_the_shipped_model_is_indexed_with_codes_of_every_level(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[3] / "models" / "pretrained" / "model"
+    documents = [Document(f"d{n}", "title", f"the text of document {n}") for n in range(3)]
+    built = build_bundle(shipped, documents, tmp_path / "bundle", threads=1, progress=False)
+    assert set(built.code_levels) == {"0.5", "1", "1.5", "2", "hybrid"}
+    assert built.documents == 3
+
+
+def test_an_adapter_of_another_encoder_is_refused_before_anything_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest may be right where the adapter itself is another's."""
+    model = make_model(tmp_path / "model", code_levels=("1",), code_prefixes=(8, 16))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AdapterError("it belongs to the encoder of somebody else")
+
+    monkeypatch.setattr(codes.Binarizer, "open", refuse)
+    monkeypatch.setattr(building, "_vector_blocks", lambda *_: pytest.fail("documents were encoded"))
+    with pytest.raises(ArtefactError, match="cannot be used: it belongs to the encoder of somebody else"):
+        build_bundle(model, make_documents(5), tmp_path / "bundle", progress=False)
