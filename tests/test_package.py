@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
 PACKAGES = sorted(pattern.removesuffix("*") for pattern in SETUPTOOLS["packages"]["find"]["include"])
 PATTERNS = [(package, pattern) for package, listed in SETUPTOOLS["package-data"].items() for pattern in listed]
-PAGES = {".md", ".png"}  # results, for readers of the repository: nothing opens them when the package runs
+PAGES = {".md", ".png"}  # for readers of the repository: nothing opens them when the package runs
+RESULTS = Path("models/results")  # nor these, the figures of pages among them
 
 
 def matched(package: str, pattern: str) -> set[Path]:
@@ -27,7 +28,8 @@ def tracked_data() -> list[Path]:
         pytest.skip("no git repository here: which files belong to the packages is not known")
     listed = subprocess.run(["git", "ls-files", "-z", *PACKAGES], cwd=ROOT, capture_output=True, text=True, check=True)
     paths = [Path(name) for name in listed.stdout.split("\0") if name]
-    return [path for path in paths if path.suffix != ".py" and path.suffix not in PAGES and (ROOT / path).exists()]
+    data = (path for path in paths if path.suffix not in {".py", *PAGES} and RESULTS not in path.parents)
+    return [path for path in data if (ROOT / path).exists()]
 
 
 def test_every_tracked_data_file_is_package_data() -> None:
