@@ -225,6 +225,7 @@ def study(
         page = report or out / "systems.md"
         given = ["--quick"] if quick else ["--data DATA --encoder ENCODER"]
         given += ["--plan PLAN"] if plan else []
+        given += ["--report PAGE"] if report else []
         command = f"make results ARGS='{' '.join(given)}'"
         run_study(
             chosen, data, encoder, out / "cells", page.with_name(f"{page.stem}-figures"), device, only or (),

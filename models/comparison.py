@@ -22,9 +22,10 @@ class Row:
             search its walk's scoring.
         beam: beam width of a walk.
         milliseconds: of a query within a batch: encode, decode, walk and rank (baselines: their search, BM25 with its
-            indexing). A ranking that reorders the walk of the row above has none, nor the shares below.
+            indexing). A ranking that reorders the walk of the row above has none, nor what follows.
         valid_trie: share of returned SIDs that exist in the index.
         valid_free: the same for the first `beam` SIDs that the decoder writes without the trie.
+        steps: of the decoder for a query, on average.
     """
 
     system: str
@@ -35,6 +36,7 @@ class Row:
     milliseconds: float | None = None
     valid_trie: float | None = None
     valid_free: float | None = None
+    steps: float | None = None
 
     @property
     def name(self) -> str:

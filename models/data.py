@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -268,6 +268,12 @@ def _checked_qrels(path: Path, queries: Mapping[str, Any], documents: Mapping[st
     if not qrels:
         raise DataError(f"{path}: no judgements")
     return qrels
+
+
+def unlike(texts: Sequence[str], others: Iterable[str]) -> list[int]:
+    """Rows of the texts that are none of the others; case and white space count for nothing."""
+    asked = {" ".join(text.split()).casefold() for text in others}
+    return [row for row, text in enumerate(texts) if " ".join(text.split()).casefold() not in asked]
 
 
 def _read_sequences(path: Path) -> Iterator[tuple[str, list[str]]]:

@@ -164,12 +164,18 @@ def _answered(
 
 @dataclass(frozen=True, eq=False)
 class Walk:
-    """All candidates of every query for one scoring and beam; seconds for all queries, fetching documents left out."""
+    """All candidates of every query for one scoring and beam.
+
+    Attributes:
+        seconds: for all queries, fetching documents left out.
+        steps: of the decoder, for all queries.
+    """
 
     scoring: str
     beam: int
     hits: list[list[Hit]]
     seconds: float
+    steps: int
 
 
 def walk_once(
@@ -178,12 +184,13 @@ def walk_once(
     """Search all queries with one scoring and beam."""
     options = SearchOptions(top_k=CANDIDATES, beam_width=beam, scoring=scoring)
     hits: list[list[Hit]] = []
-    seconds = 0.0
+    seconds, steps = 0.0, 0
     for answers, batch_seconds in _answered(pipeline, queries, options):
         hits += [answer.hits for answer in answers]
         seconds += batch_seconds
+        steps += sum(answer.decoder_steps for answer in answers)
         advance(len(answers))
-    return Walk(scoring, beam, hits, seconds)
+    return Walk(scoring, beam, hits, seconds, steps)
 
 
 def known_share(walk: Walk, bundle: Bundle, sids: set[tuple[int, ...]]) -> float | None:
@@ -200,10 +207,10 @@ def known_share(walk: Walk, bundle: Bundle, sids: set[tuple[int, ...]]) -> float
 def _rankings(
     walk: Walk, task: Task, settings: Settings, fusion_weight: float, valid: tuple[float | None, float | None]
 ) -> Iterator[Row]:
-    milliseconds = 1000 * walk.seconds / len(task.ids)
+    milliseconds, steps = 1000 * walk.seconds / len(task.ids), walk.steps / len(task.ids)
     for number, ranking in enumerate(settings.rankings):
         results = [reorder(row, ranking, fusion_weight)[:DEPTH] for row in walk.hits]
-        shown = (None, None, None) if number else (milliseconds, *valid)
+        shown = (None,) * 4 if number else (milliseconds, *valid, steps)
         row = Row("walk", _measured(task, results), walk.scoring, ranking, walk.beam, *shown)
         _write(row, task, results, settings)
         yield row

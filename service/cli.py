@@ -104,6 +104,8 @@ def _serve(settings: Settings, open_it: Callable[[], Bundle], announce: Callable
     with bind(settings.host, settings.port) as bound:
         signal.signal(signal.SIGTERM, _leave)  # until uvicorn has its own: the first process of a container ignores it
         bundle = open_it()
+        if settings.device != "cpu" and bundle.manifest.model.precision == "int8":
+            logger.warning("an int8 model is for CPUs, and runs there in large part: index the float32 model for a GPU")
         pipeline = Pipeline(bundle, settings.threads, settings.device)
         port = bound.getsockname()[1]
         run_server(create_app(pipeline, settings), settings, bound, lambda: announce(port))

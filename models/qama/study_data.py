@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.data import read_qrels, read_queries, read_table
+from models.data import read_qrels, read_queries, read_table, unlike
 from models.lines import refuse_unknown
 from models.qama.batches import TrainVectors, unit_vectors
 from models.qama.measure import Judged
-from models.qama.vectors import train_pairs, unlike
+from models.qama.vectors import train_pairs
 from service.index.arrays import write_array
 from service.ops.progress import progress_bar
 

@@ -10,7 +10,7 @@ No vector of another split is read here, and train queries that ask what another
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from rich.console import Console
 
 from models.arrays import read_array
-from models.data import load_dataset, read_qrels, read_queries, read_table
+from models.data import load_dataset, read_qrels, read_queries, read_table, unlike
 from models.lines import DataError, refuse_unknown
 from models.qama.batches import IntArray
 from service.index.bundle import open_model
@@ -134,12 +134,6 @@ def trainable(data: Path, query_ids: Sequence[str], quiet: bool = False) -> list
         left_out = f"{len(query_ids) - len(kept)} of {len(query_ids)} train queries ask what a query of {names} does"
         Console(stderr=True).print(f"{data}: {left_out}: left out", markup=False, soft_wrap=True)
     return kept
-
-
-def unlike(texts: Sequence[str], others: Iterable[str]) -> list[int]:
-    """Rows of the texts that are none of the others; case and white space count for nothing."""
-    asked = {" ".join(text.split()).casefold() for text in others}
-    return [row for row, text in enumerate(texts) if " ".join(text.split()).casefold() not in asked]
 
 
 def read_rows(path: Path) -> npt.NDArray[Any]:

@@ -9,15 +9,15 @@ the depth d(x) of an item (L without SARQ), the loss of an item sums to its own 
 
 - **Stage 1, head.** Codebooks of A_1 ≤ A_2 ≤ … rows: few codes first for coarse semantics, more for fine residuals.
   They start from k-means of the head items' residuals and are trained on head items alone. With SARQ the path tables
-  are counted on the head items, anew before every epoch; the last ones are kept.
+  are counted on the head items, anew before every epoch.
 - **Stage 2, tail.** Each codebook becomes [anchors; extension]. Anchors are frozen: the gradient of their rows is
   masked to zero. The extension starts from k-means of the residuals that the anchors serve worst, and is trained on
-  tail items. Their depth follows from the head's path tables: a path through an extension row is none of the head's,
-  so it ends there.
+  tail items. With SARQ the path tables are counted on all items, anew before every epoch; the last ones are kept.
 
-Two differences from the paper: the encoder of the RQ-VAE is the retriever's own, so nothing stands between vector and
-codebooks and there is no commitment loss; and an index does not know which documents are head, so all documents choose
-among all rows.
+Three differences from the paper: the encoder of the RQ-VAE is the retriever's own, so nothing stands between vector and
+codebooks and there is no commitment loss; an index does not know which documents are head, so all documents choose
+among all rows; and stage 2 does not keep to the head's path tables, which know no path through an extension row: they
+would end each after one code, however many items share it.
 """
 
 from __future__ import annotations
@@ -114,9 +114,10 @@ class ACRQ(Quantizer):
 
         self.codebooks, revived = _start(points, head, settings)
         _train(self, points, head, [0] * len(settings.anchors), lambda: self._count_paths(points, head), advance)
-        self._count_paths(points, head)
         self.codebooks, more = _extend(points, tail, self.codebooks, settings)
-        _train(self, points, tail, settings.anchors, lambda: None, advance)
+        everything = torch.arange(points.rows)
+        _train(self, points, tail, settings.anchors, lambda: self._count_paths(points, everything), advance)
+        self._count_paths(points, everything)
         return FitReport((mean_cosine(self, points),), revived + more)
 
     def _split(self, points: Points) -> tuple[Tensor, Tensor]:
@@ -133,8 +134,8 @@ class ACRQ(Quantizer):
         order = torch.from_numpy(head_order(self.interactions_N, _cell_sizes(points, settings)).copy())
         return order[:head].sort().values, order[head:].sort().values
 
-    def _count_paths(self, points: Points, head: Tensor) -> None:
-        """Count the head's path tables with the codebooks as they stand; nothing without SARQ."""
+    def _count_paths(self, points: Points, counted: Tensor) -> None:
+        """Count the path tables of some rows with the codebooks as they stand; nothing without SARQ."""
 
     def _depths(self, codes_BL: Tensor) -> Tensor:
         """Give how many codes each item keeps, (B,) int64."""
@@ -152,7 +153,7 @@ class SA2CRQSettings(ACRQSettings):
     """Settings of SA2CRQ.
 
     Attributes:
-        threshold: share of the head items; a path with no larger share ends (see `models.quantizers.sarq`).
+        threshold: share of the documents; a path with no more of them ends (see `models.quantizers.sarq`).
     """
 
     threshold: float = 0.002
@@ -174,9 +175,11 @@ class SA2CRQ(RuledQuantizer, ACRQ):
         self.lengths = settings or SA2CRQSettings()
         super().__init__(self.lengths)
 
-    def _count_paths(self, points: Points, head: Tensor) -> None:
-        codes = torch.cat([residual_codes(self.codebooks, points.take(rows)) for rows in torch.split(head, BLOCK_ROWS)])
-        self._rule = path_rule(codes.cpu().numpy().astype(np.int32), self.level_sizes, self.lengths.threshold)
+    def _count_paths(self, points: Points, counted: Tensor) -> None:
+        blocks = torch.split(counted, BLOCK_ROWS)
+        codes = torch.cat([residual_codes(self.codebooks, points.take(rows)) for rows in blocks])
+        share = min(self.lengths.threshold * points.rows / len(counted), 1.0)
+        self._rule = path_rule(codes.cpu().numpy().astype(np.int32), self.level_sizes, share)
 
     def _depths(self, codes_BL: Tensor) -> Tensor:
         return (self._arrange(codes_BL) >= 0).sum(dim=1)

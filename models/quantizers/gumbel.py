@@ -88,6 +88,7 @@ class Gumbel(Quantizer):
     def _start_level(self, residuals: Points, codes: int, seed: int) -> tuple[Tensor, int]:
         """K-means of residuals; under scaled cosine of their directions, each centre as long as fits its residuals."""
         spherical = self.settings.scaled_cosine
+        residuals = residuals.longer_than(NEGLIGIBLE, codes) if spherical else residuals
         targets = residuals.through(unit) if spherical else residuals
         settings = KMeansSettings(spherical=spherical, iterations=self.settings.kmeans_iterations, seed=seed)
         found = kmeans(targets, codes, settings)
@@ -179,8 +180,8 @@ def straight_through_path(
 ) -> SoftPath:
     """The same with hard codes and the straight-through estimator (Bengio et al. 2013), the ablation of table 3.
 
-    Forward every level gives its codeword; backward the gradient is copied to the residual before it. Weights are the
-    softmax of the scores without noise, for the code-use entropy only.
+    Forward every level gives its codeword; backward the gradient is copied to the residual before it, and none reaches
+    the codebook. Weights are the softmax of the scores without noise, for the code-use entropy only.
     """
     weights, vectors, residuals, codes, residual_GD = [], [], [], [], x_GD
     for level, codebook_KD in enumerate(codebooks):
@@ -188,7 +189,7 @@ def straight_through_path(
         weights.append(torch.softmax(scores_GK, dim=1))
         codes.append(scores_GK.argmax(dim=1))
         word_GD = codebook_KD[codes[-1]]
-        vectors.append(word_GD + (residual_GD - residual_GD.detach()))
+        vectors.append(residual_GD + (word_GD - residual_GD).detach())
         residuals.append(residual_GD)
         residual_GD = residual_GD - word_GD.detach()
     return SoftPath(weights, torch.stack(vectors, 1), torch.stack(residuals, 1), torch.stack(codes, 1))

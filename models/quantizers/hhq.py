@@ -29,6 +29,7 @@ from models.quantizers.kmeans import KMeansSettings, kmeans, nearest
 from models.quantizers.points import Points, unit, unit_or_random
 from models.quantizers.separation import Separation
 from models.quantizers.settings import check_least, check_positive
+from service.model.quantizer import NEGLIGIBLE
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class HHQSettings(QuantizerSettings):
         epochs: passes of the joint training (eq. 7); 0 leaves the hierarchical start as it is.
         batch_size: rows of a step.
         learning_rate: of Adam, in units of a unit vector's coordinates.
-        decay: the learning rate falls to zero on a half cosine (the paper: constant).
+        decay: the learning rate falls to zero on a half cosine (the paper gives neither rate nor schedule).
         revive: codes that no document chose in an epoch move to the documents that are served worst.
         separation: weight of the term that tells neighbours apart (see `models.quantizers.separation`); 0 without.
     """
@@ -62,7 +63,7 @@ class HHQSettings(QuantizerSettings):
 
 def paper_settings(settings: HHQSettings) -> HHQSettings:
     """Give the same settings without what the paper does not have."""
-    return replace(settings, decay=False, revive=False, separation=0.0)
+    return replace(settings, revive=False, separation=0.0)
 
 
 @register
@@ -95,7 +96,8 @@ class HHQ(Quantizer):
         if level == 0:
             targets = points
         else:
-            targets = points.through(lambda block: residual_directions(block, self._approximate(block)))
+            left = points.through(lambda block: block - self._approximate(block))
+            targets = left.longer_than(NEGLIGIBLE, codes).through(unit)
         settings = KMeansSettings(spherical=True, iterations=self.settings.kmeans_iterations, seed=seed)
         centres_KD = kmeans(targets, codes, settings).centres
         return unit_or_random(centres_KD, seed)

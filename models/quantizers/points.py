@@ -61,6 +61,17 @@ class Points:
             return Points(torch.cat(blocks), self.device, held_bytes=self._held_bytes)
         return Points(self._array, self.device, (*self._transforms, transform), self._held_bytes)
 
+    def longer_than(self, length: float, least: int) -> Points:
+        """Give the rows that are longer, if they are at least so many and held; else all.
+
+        What a quantizer left of a vector that it reached is rounding, and its direction chance. Rows that are derived
+        block by block are far more than codes, and few of them are reached.
+        """
+        if self._held is None:
+            return self
+        kept = self._held[torch.linalg.vector_norm(self._held, dim=1) > length]
+        return Points(kept, self.device, held_bytes=self._held_bytes) if least <= len(kept) < self.rows else self
+
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first row, block (B, D) float32) over all rows in order."""
         for start in range(0, self.rows, BLOCK_ROWS):

@@ -52,10 +52,12 @@ def load_sids(path: Path, level_sizes: tuple[int, ...] = (), ids: Path | None = 
         ids: of a .npy file: one document id a line.
 
     Raises:
-        DataError: the file is no integer array, or ids do not fit it.
+        DataError: the file is no integer array, ids do not fit it, or a bundle is given either: it has its own.
         service.index.artefact.ArtefactError: the bundle is damaged.
     """
     if path.is_dir():
+        if level_sizes or ids is not None:
+            raise DataError(f"{path} is a bundle and knows its level sizes and ids: leave --level-sizes and --ids out")
         return _bundle_sids(path)
     codes = _load_codes(path)
     sizes = level_sizes or tuple(max(int(k) + 1, 1) for k in codes.max(axis=0))  # a level may have been left out by all

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from models.data import Dataset
+from models.data import Dataset, unlike
 from models.retriever.batches import Texts, tokenize
 from models.retriever.pseudo_queries import generate_pseudo_queries, read_pseudo_queries, sample_extractive
 from models.retriever.recipe import Recipe, RecipeError
@@ -79,18 +79,22 @@ def gather(datasets: Sequence[Dataset], recipe: Recipe, tokenizer: Tokenizer) ->
         for text, document in make_pseudo_queries(dataset, recipe):
             pseudo.append((len(texts), base + document))
             texts.append(query_text(text, (), settings))
-    asked = list(dict.fromkeys(owners))  # queries, not pairs: what is held out must not be trained on
+    asked = list(
+        dict.fromkeys(owners)
+    )  # queries, not pairs: what is held out must not be trained on, by another id either
     order = np.random.default_rng(SPLIT_SEED).permutation(len(asked)).tolist()
     last = [asked[place] for place in order if asked[place] not in followed]
     chosen = set() if dev else set(last[: int(recipe.dev_share * len(asked))])
     held = {row for row, owner in enumerate(owners) if owner in chosen}
     held_out = dev or [real[row] for row in sorted(held)]
+    kept = [pair for row, pair in enumerate(real) if row not in held]  # may ask the same by another id
+    learnt = unlike([texts[query] for query, _ in kept], [texts[query] for query, _ in held_out])
     return Material(
         documents=tokenize(tokenizer, documents, settings.max_document_tokens),
         queries=tokenize(
             tokenizer, texts, settings.max_query_tokens, "left" if settings.history_count else "right"
         ),  # the query stands behind its history
-        real=[pair for row, pair in enumerate(real) if row not in held],
+        real=[kept[row] for row in learnt],
         pseudo=pseudo,
         held_out=held_out,
         names=tuple(dataset.folder.name for dataset in datasets),

@@ -96,7 +96,10 @@ class ObjectiveTable(Table):
 
     @property
     def normalisation(self) -> Normalisation:
-        """Among which tokens the service normalises generative scores: those that the loss chose among."""
+        """Among which tokens the service normalises generative scores: those that the loss chose among.
+
+        Of `predecessor` it sees fewer, the children of the whole prefix: every SID that it writes exists.
+        """
         return "full" if self.constraint == "none" else "constrained"
 
 
@@ -105,7 +108,8 @@ class JointTable(Table):
 
     reconstruction, local, diversity: weights of eq. 17, 18 and 20 (the paper: 1 each). beta: of eq. 18 (not given).
     temperature_start, temperature_end: of Gumbel-softmax, annealed exponentially over the stage.
-    straight_through: hard codes with copied gradients instead of soft codes. share: heads are the codebooks.
+    straight_through: hard codes with copied gradients instead of soft codes, so without the temperatures. share: heads
+        are the codebooks.
     gradient_log_steps: optimizer steps between two lines of gradient norms in log.jsonl.
     """
 
@@ -229,6 +233,11 @@ class Recipe(Table):
                 f"objective.generative is {self.objective.generative} and objective.guided {self.objective.guided}: "
                 "a joint stage trains generative scoring alone, set guided = 0 and generative above 0, or end with a "
                 "decode stage"
+            )
+        unread = self.objective.model_fields_set & {"distillation", "trust"}
+        if unread and all(stage.objective != "decode" for stage in self.stage):
+            raise ValueError(
+                f"objective.{min(unread)} is of decode stages, and there is none: leave it out, or add one"
             )
         return self
 

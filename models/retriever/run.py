@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.data import Dataset
 from models.quantizers.base import Quantizer, codes_to_tokens, make_quantizer
@@ -80,6 +80,18 @@ class Run:
         console.print("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
 
 
+def check_lengths(recipe: Recipe, backbone: nn.Module) -> None:
+    """Refuse texts that are longer than the encoder's learnt positions, if it has such."""
+    for name, module in backbone.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            most = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+            for key in ("max_query_tokens", "max_document_tokens"):
+                if (asked := getattr(recipe.text, key)) > most:
+                    raise RecipeError(
+                        f"text.{key} is {asked}, and {recipe.encoder.name} reads {most} tokens: give fewer"
+                    )
+
+
 def start_run(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: str, shelf: Shelf) -> Run:
     """Load the encoder, tokenize the data, make an untrained decoder."""
     if not recipe.encoder.name:
@@ -90,6 +102,7 @@ def start_run(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: st
     material = gather(datasets, recipe, tokenizer)
     check_queries(recipe, material)
     backbone = load_backbone(recipe.encoder.name, recipe.encoder.dropout)
+    check_lengths(recipe, backbone)
     freeze(backbone, recipe)
     quantizer = make_quantizer(quantizer_table(recipe))
     if (most := max(quantizer.level_sizes)) > len(material.documents):

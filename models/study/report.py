@@ -12,7 +12,7 @@ from models.study.plan import Plan, places
 
 SHOWN = (
     ("p_unique", "p_unique"), ("cosine", "cosine"), ("Gini, level 1", "gini.1"), ("level 2", "gini.2"),
-    ("length", "mean_length"), ("generative R@1", "generative.R@1"), ("R@10", "generative.R@10"),
+    ("length", "mean_length"), ("steps", "steps"), ("generative R@1", "generative.R@1"), ("R@10", "generative.R@10"),
     ("MRR@10", "generative.MRR@10"), ("fused R@1", "fused.R@1"), ("R@10", "fused.R@10"), ("MRR@10", "fused.MRR@10"),
     ("geometric R@1", "geometric.R@1"), ("R@10", "geometric.R@10"), ("MRR@10", "geometric.MRR@10"),
     ("guided R@1", "guided.R@1"), ("R@10", "guided.R@10"), ("MRR@10", "guided.MRR@10"),
@@ -20,7 +20,8 @@ SHOWN = (
 DEEP = (
     ("R@1, leaves sampled", "sampled.R@1"),
     ("R@1, first code given", "given.R@1"), ("not given", "same.R@1"), ("Hallu", "invalid"), ("Ret-Per", "retrieved"),
-    ("R at a tenth of the corpus", "recall.deepest"), ("head", "head.deepest"), ("tail", "tail.deepest"),
+    ("R at a 40th of the corpus", "recall.first"), ("a 20th", "recall.second"), ("a 10th", "recall.deepest"),
+    ("head", "head.deepest"), ("tail", "tail.deepest"),
     ("head R@10", "head.R@10"), ("tail R@10", "tail.R@10"),
     ("R@1 under head codes of level 2", "head code.R@1"), ("tail codes", "tail code.R@1"),
 )  # fmt: skip
@@ -64,8 +65,9 @@ def _head(plan: Plan, results: Mapping[str, Any], command: str) -> Iterator[str]
     yield "Queries are a sample of the test split, the same for all; parts are measured where they are not empty."
     yield f"All cells of a data set share one tuned encoder, frozen; models are measured in {plan.precision}. Means"
     yield f"over seeds ± the deviation of one; retrieval lexicographic at beam {BEAM}, deep measures at beam"
-    yield f"{max(plan.beams)}; `fused` ranks what a generative walk found by log P + weight · cosine. A reproduction:"
-    yield "sizes are a hundredth of the papers'."
+    yield f"{max(plan.beams)}; `fused` ranks what a generative walk found by log P + weight · cosine. A gap is `within"
+    yield "noise` if it is less than one deviation, over seeds and over test queries. A reproduction: sizes are a"
+    yield "hundredth of the papers'."
 
 
 def _made(results: Mapping[str, Any]) -> str:

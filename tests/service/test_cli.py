@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -58,6 +59,23 @@ def test_serve_of_what_is_no_bundle_is_one_line(run: Any, tmp_path: Path) -> Non
     code, _, err = run("serve", str(tmp_path / "nothing"), "--port", "0")
     assert code == 1
     assert err.startswith(f"error: '{tmp_path}/nothing' is not a folder")
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "warned"), [("int8", "cuda", True), ("float32", "cuda", False), ("int8", "cpu", False)]
+)
+def test_an_int8_model_on_a_gpu_is_warned_of(
+    run: Any, monkeypatch: pytest.MonkeyPatch, precision: str, device: str, warned: bool
+) -> None:
+    """onnxruntime leaves its int8 products to the CPU without a word."""
+    model = SimpleNamespace(precision=precision)
+    monkeypatch.setattr(
+        "service.index.bundle.open_bundle", lambda _: SimpleNamespace(manifest=SimpleNamespace(model=model))
+    )
+    monkeypatch.setattr("service.search.pipeline.Pipeline", lambda *_: sys.exit(0))
+    monkeypatch.setenv("RHUMB_DEVICE", device)
+    _, _, err = run("serve", "bundle", "--port", "0")
+    assert ("index the float32 model for a GPU" in err) == warned
 
 
 def test_taken_port_is_known_before_the_bundle_is_opened(run: Any, tmp_path: Path) -> None:

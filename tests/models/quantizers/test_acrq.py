@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 import models.quantizers.acrq as acrq
 from models.quantizers.acrq import ACRQ, SA2CRQ, head_order, path_loss
 from models.quantizers.base import QuantizerError, VectorError, codes_to_tokens, make_quantizer
-from models.quantizers.points import Points
 from models.quantizers.residual import residual_codes
 from models.quantizers.sarq import path_rule
 from service.model.lengths import CONTINUED, read_rule
@@ -141,24 +140,35 @@ def test_extensions_start_where_the_anchors_serve_worst() -> None:
     np.testing.assert_allclose(extension, np.eye(8)[1], atol=0.05)
 
 
-def test_depths_follow_the_path_tables_of_the_head(vectors: NDArray[np.float32]) -> None:
-    """The stored rule is the head's own path table, counted with the anchors; extension rows end a path."""
+def test_depths_follow_how_many_documents_share_a_path(vectors: NDArray[np.float32]) -> None:
+    """The rule is the path table of all documents: a path through an extension row goes on where it is crowded."""
     made = make(SA2CRQ)
     made.interactions_N = interactions()
     made.fit(vectors, progress=False)
-    anchors = [book[:size] for book, size in zip(made.codebooks, (6, 9, 12), strict=True)]
-    head, _ = made._split(Points(vectors))
-    codes = residual_codes(anchors, torch.from_numpy(vectors[head.numpy()])).numpy().astype(np.int32)
-    expected = path_rule(codes, SIZES, 0.02)[CONTINUED]
+    full = residual_codes(made.codebooks, torch.from_numpy(vectors)).numpy()
+    expected = path_rule(full.astype(np.int32), SIZES, 0.02)[CONTINUED]
     np.testing.assert_array_equal(made.state().tensors[CONTINUED], expected)
     found = made.encode(vectors)
-    extension = found >= np.array([6, 9, 12])
-    assert (found[extension[:, 0], 1:] == -1).all()
-    assert (found[extension[:, 1], 2] == -1).all()
-    assert extension[:, :2].any()
-    assert len(set((found >= 0).sum(1).tolist())) == 3
-    full = residual_codes(made.codebooks, torch.from_numpy(vectors)).numpy()
     np.testing.assert_array_equal(found, read_rule({CONTINUED: expected}, SIZES).arrange(full))
+    paths = full[:, 0] * 100 + full[:, 1]
+    np.testing.assert_array_equal(found[:, 2] >= 0, np.bincount(paths)[paths] > 0.02 * len(vectors))
+    assert set((found >= 0).sum(1).tolist()) == {2, 3}
+    assert ((full[:, 0] >= 6) & (found[:, 2] >= 0)).any()
+
+
+def test_the_heads_tables_have_the_same_budget(vectors: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In stage 1 the head's paths end at so many documents, not at a share of the head."""
+    budgets, counted = [], set()
+
+    def spy(codes: Any, sizes: Any, share: float) -> Any:
+        budgets.append(share * len(codes))
+        counted.add(len(codes))
+        return path_rule(codes, sizes, share)
+
+    monkeypatch.setattr(acrq, "path_rule", spy)
+    make(SA2CRQ).fit(vectors, progress=False)
+    assert counted == {240, 600}, "the head, then all"
+    assert budgets == pytest.approx([0.02 * len(vectors)] * len(budgets))
 
 
 @pytest.mark.parametrize("system", BOTH)

@@ -24,7 +24,7 @@ def test_rows_hold_the_share_of_distinct_ids_and_the_mean_cosine(tmp_path: Path)
     vectors = np.load(path).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     for row in rows:
-        plain = {"separation": 0.0, "revive": False, "decay": False} if row.system == "hhq_paper" else {}
+        plain = {"separation": 0.0, "revive": False} if row.system == "hhq_paper" else {}
         system = row.system.removesuffix("_paper")
         quantizer = make_quantizer({"system": system, "level_sizes": [4, 4], "seed": 0} | plain)
         quantizer.fit(vectors)

@@ -22,6 +22,7 @@ from models.quantizers.gumbel import (
     soft_path,
     straight_through_path,
 )
+from models.quantizers.points import Points
 from models.quantizers.rq_kmeans import RQKMeans, RQKMeansSettings
 from service.model.quantizer import assign_sids
 
@@ -98,8 +99,28 @@ def test_gradients_reach_vectors_and_all_codewords_through_the_soft_path_only() 
     assert bool((x.grad.abs() > 0).all())
     assert all(bool((book.grad.abs().sum(1) > 0).all()) for book in books if book.grad is not None)
     x.grad, pull = None, torch.randn(2, 4)
+    for book in books:
+        book.grad = None
     (straight_through_path(books, x, torch.ones(2)).vectors_GLD[:, 1] * pull).sum().backward()
     torch.testing.assert_close(x.grad, pull)
+    assert all(book.grad is None for book in books), "an estimator that passes gradients straight by the codebooks"
+
+
+def test_what_is_reached_does_not_shape_the_next_level() -> None:
+    """Half of the documents are the first level's codewords but for rounding; level 2 starts from the others."""
+    rng = np.random.default_rng(0)
+    exact = np.eye(24, dtype=np.float32)[:4]
+    near = exact[rng.integers(4, size=60)] + np.where(rng.random((60, 1)) < 0.5, 0.3, -0.3) * np.eye(24)[[10]]
+    vectors = np.concatenate([np.repeat(exact, 50, axis=0), near]).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[:200] *= 1 + 1e-7 * rng.standard_normal((200, 1)).astype(np.float32)
+    made = Gumbel(GumbelSettings(level_sizes=(4, 4)))
+    first = Points(vectors)
+    words = torch.from_numpy(exact)
+    left = first.through(lambda block: block - words[(block @ words.T).argmax(dim=1)])
+    centres, _ = made._start_level(left, 4, 0)
+    assert bool((centres[:, 10].abs() > 0.5 * centres.norm(dim=1)).all()), "all codewords lie where something is left"
+    assert left.longer_than(1e-5, 61) is left, "too few are left for so many codes"
 
 
 def test_noise_is_gumbel_distributed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -191,7 +192,7 @@ def test_the_learning_rate_falls_to_zero_on_a_half_cosine_or_stays(
     vectors: NDArray[np.float32], learning_rates: list[float], decay: bool
 ) -> None:
     settings = HHQSettings(level_sizes=SIZES, epochs=10, batch_size=300, learning_rate=0.01)
-    HHQ(settings if decay else paper_settings(settings)).fit(vectors, progress=False)
+    HHQ(replace(settings, decay=decay)).fit(vectors, progress=False)
     epochs = [0.01 * np.cos(np.pi / 2 * epoch / 10) ** 2 if decay else 0.01 for epoch in range(10)]
     assert learning_rates == pytest.approx(np.repeat(epochs, 2).tolist())  # 600 documents are two steps an epoch
 

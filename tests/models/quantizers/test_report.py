@@ -94,6 +94,9 @@ def test_an_array_of_codes_is_loaded_with_ids_and_interactions(tmp_path: Path) -
     assert load_sids(tmp_path / "sids.npy").level_sizes == (3, 3)
     with pytest.raises(DataError, match="interactions need document ids"):
         report_sids(load_sids(tmp_path / "sids.npy"), {"a": 1})
+    for options in ((SIZES, None), ((), tmp_path / "ids.txt")):
+        with pytest.raises(DataError, match="is a bundle and knows its level sizes and ids"):
+            load_sids(tmp_path, *options)
     (tmp_path / "ids.txt").write_text("a\n")
     with pytest.raises(DataError, match=r"names 1 documents, .* holds 6 rows"):
         load_sids(tmp_path / "sids.npy", SIZES, tmp_path / "ids.txt")

@@ -345,6 +345,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"objective": {"constraint": "none"}}, "generative is 1.0 and objective.guided 1.0: a joint stage trains gener"),
     ({"objective": {"constraint": "none", "guided": 1}}, "set guided = 0 and generative above 0, or end with a decode"),
     ({"objective": {"constraint": "none", "guided": 0, "generative": 0}}, "objective.generative is 0.0 and objective"),
+    (
+        {"objective": {"constraint": "none", "guided": 0, "trust": "as_right"}},
+        r"objective\.trust is of decode stages, and there is none: leave it out, or add one",
+    ),
     ({"stage": [JOINT | {"patience": 2}]}, "patience and anchor have no meaning while codes move"),
     ({"stage": [DECODE | {"quantizer_lr": 1e-3}]}, "quantizer_lr belongs to joint stages, this one is decode"),
 ]

@@ -354,6 +354,27 @@ def test_what_is_held_out_is_not_trained_on_under_another_document(
     assert len(material.held_out) == 2 * int(0.3 * len(rows))
 
 
+def test_what_is_held_out_is_not_trained_on_under_another_id(
+    tiny_encoder: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Every train query is asked a second time, in capitals: whoever holds one out leaves the other away."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    queries, qrels = tmp_path / "data" / "queries.jsonl", tmp_path / "data" / "qrels" / "train.tsv"
+    _, *rows = (line.split("\t") for line in qrels.read_text().splitlines())
+    texts = {row["_id"]: row["text"] for row in map(json.loads, queries.read_text().splitlines())}
+    with queries.open("a") as file:
+        file.writelines(json.dumps({"_id": f"{row[0]}-again", "text": texts[row[0]].upper()}) + "\n" for row in rows)
+    with qrels.open("a") as file:
+        file.writelines(f"{row[0]}-again\t{row[1]}\t1\n" for row in rows)
+    recipe = tiny_recipe(tiny_encoder).model_copy(update={"dev_share": 0.1})
+    dataset = load_dataset(tmp_path / "data", splits=["train"])
+    material = gather([dataset], recipe, load_tokenizer(str(tiny_encoder)))
+    assert len(material.held_out) == int(0.1 * 2 * len(rows))
+    ids = material.queries.ids
+    assert not {tuple(ids[q]) for q, _ in material.held_out} & {tuple(ids[q]) for q, _ in material.real}
+    assert len(material.real) >= 2 * len(rows) - 2 * len(material.held_out)
+
+
 def test_more_codes_than_documents_are_refused_before_anything_is_trained(
     tiny_encoder: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -367,6 +388,16 @@ def test_more_frozen_layers_than_there_are_is_refused(tiny_encoder: Path, tiny_d
     recipe = tiny_recipe(tiny_encoder, encoder={"name": str(tiny_encoder), "freeze_layers": 99})
     with pytest.raises(RecipeError, match=r"freeze_layers is 99, the encoder has \d layers"):
         training.run(recipe, [tiny_data], tmp_path)
+
+
+@pytest.mark.parametrize("key", ["max_query_tokens", "max_document_tokens"])
+def test_texts_longer_than_the_encoders_positions_are_refused(
+    tiny_encoder: Path, tiny_data: Path, tmp_path: Path, key: str
+) -> None:
+    recipe = tiny_recipe(tiny_encoder, text={"max_query_tokens": 16, "max_document_tokens": 64} | {key: 65})
+    with pytest.raises(RecipeError, match=rf"text\.{key} is 65, and .* reads 64 tokens: give fewer"):
+        training.run(recipe, [tiny_data], tmp_path)
+    assert not (tmp_path / "log.jsonl").exists()
 
 
 def test_a_moving_encoder_is_held_by_its_anchor(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> None:

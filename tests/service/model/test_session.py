@@ -225,3 +225,28 @@ def test_memory_of_a_large_batch_comes_back(tmp_path: Path) -> None:
         command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "wide.onnx"), mode]
         grown[mode] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert grown["keep"] > 200_000_000 > 50_000_000 > grown["shrink"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [({"sse4_1", "avx2"}, "1"), ({"sse4_1", "avx2", "avx_vnni"}, ""), ({"sse4_1", "avx512_vnni"}, ""), ({"asimd"}, "")],
+)
+def test_int8_is_exact_where_the_cpu_would_overflow(
+    flags: set[str], asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "_cpu_flags", lambda: frozenset(flags))
+    options = sessions._options(1)
+    if asked:
+        assert options.get_session_config_entry("session.x64quantprecision") == asked
+    else:
+        with pytest.raises(RuntimeError):
+            options.get_session_config_entry("session.x64quantprecision")
+
+
+def test_flags_are_those_of_this_machine() -> None:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        pytest.skip("no /proc/cpuinfo on this system")
+    known = sessions._cpu_flags()
+    lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")]
+    assert known == frozenset(lines[0].split()[2:] if lines else ())
