@@ -161,7 +161,9 @@ def _variance(result: Mapping[str, Any], metric: str) -> float:
     if metric.rpartition(".")[2] not in (*MEASURES, "deepest"):
         return 0.0
     mean = figure(result, metric) or 0.0
-    return mean * (1 - mean) / float(result["queries"])
+    deep = result["deep"].get("generative") or result["deep"]["geometric"]
+    part = deep.get("parts", {}).get(metric.rpartition(".")[0], {})
+    return mean * (1 - mean) / float(part.get("queries", result["queries"]))
 
 
 def _side(seeds: Mapping[str, Any], shared: Collection[str], metric: str) -> tuple[float, float] | None:

@@ -115,9 +115,10 @@ def measure_far_down(
 
 
 def measure_part(run: dict[str, list[str]], qrels: Qrels, depths: Sequence[int]) -> dict[str, float]:
-    """The usual measures of some judgements, with recall at the last depth (`deepest`) and items a query."""
+    """The usual measures of some judgements, with recall at the last depth (`deepest`), items a query, and queries."""
     found = measure_deep(run, qrels, depths)
-    return measure(run, qrels) | {"deepest": found.recall[max(depths)], "retrieved": found.retrieved}
+    more = {"deepest": found.recall[max(depths)], "retrieved": found.retrieved, "queries": float(found.queries)}
+    return measure(run, qrels) | more
 
 
 def judged(qrels: Qrels) -> bool:

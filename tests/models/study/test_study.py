@@ -292,6 +292,13 @@ def test_queries_are_a_sample(queries: int, verdict: str) -> None:
     assert found.sampled == pytest.approx(math.sqrt((0.54 * 0.46 + 0.25) / queries))
 
 
+def test_a_part_of_the_queries_is_a_smaller_sample() -> None:
+    parts = {"tail": {"R@1": 0.5, "queries": 50.0}}
+    asked = {"queries": 1000, "sids": {}, "deep": {"geometric": {"parts": parts}}}
+    (found,) = find([Claim("", "", "a", "a", "tail.R@1")], {"data": {"a": {"0": asked}}})
+    assert found.sampled == pytest.approx(math.sqrt(2 * 0.25 / 50))
+
+
 def _asked(figures: dict[str, Any], queries: int) -> dict[str, Any]:
     return figures | {"queries": queries, "sids": {}, "deep": {"geometric": {}}}
 
