@@ -20,7 +20,7 @@ SERVING := $(VENV)/.serving
 DEVELOPING := $(VENV)/.developing
 
 .DELETE_ON_ERROR:
-.PHONY: serve test lint bench results train clean redis
+.PHONY: serve test lint bench results answers train clean redis
 
 serve: $(SERVING)
 	$(BIN)/rhumb demo $(ARGS)
@@ -43,6 +43,10 @@ bench: $(DEVELOPING)
 OUT ?= runs/study
 results: $(DEVELOPING)
 	$(BIN)/rhumb study --out $(OUT) $(ARGS)
+
+# Ask every model of a quick study over HTTP: make answers OUT=...
+answers: $(DEVELOPING)
+	$(BIN)/python -m tests.answer_over_http $(OUT)
 
 train: $(DEVELOPING)
 	$(BIN)/rhumb train $(ARGS)

@@ -163,12 +163,14 @@ def test_health_check_is_as_the_service_says(status: int, healthy: bool) -> None
 def test_make_knows_its_targets() -> None:
     if shutil.which("make") is None:
         pytest.skip("no make on PATH")
-    for target in ("serve", "test", "lint", "bench", "results", "train", "clean"):
+    for target in ("serve", "test", "lint", "bench", "results", "answers", "train", "clean"):
         done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("failing", "expected"), [("", 0), ("test", 1), ("lint", 1), ("results", 1), ("test lint", 1)])
+@pytest.mark.parametrize(
+    ("failing", "expected"), [("", 0), ("test", 1), ("lint", 1), ("results", 1), ("answers", 1), ("test lint", 1)]
+)
 def test_ci_runs_all_and_fails_with_any(tmp_path: Path, failing: str, expected: int) -> None:
     fake = tmp_path / "make"
     fake.write_text(f'#!/bin/sh\necho "$1" >> "{tmp_path}/ran"\ncase " {failing} " in *" $1 "*) exit 2;; esac\n')
@@ -176,7 +178,7 @@ def test_ci_runs_all_and_fails_with_any(tmp_path: Path, failing: str, expected: 
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", str(ROOT / ".ci" / "run")], cwd="/", env=environment, capture_output=True)
     assert done.returncode == expected
-    assert (tmp_path / "ran").read_text().split() == ["test", "lint", "results"]
+    assert (tmp_path / "ran").read_text().split() == ["test", "lint", "results", "answers"]
 
 
 # ---------------------------------------------------------------- load test

@@ -31,7 +31,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "remove": {"system": "hourglass", "level_sizes": [6, 6, 6], "mode": "remove", "base": "hhq"},
     "exchange": {"system": "hourglass", "level_sizes": [6, 5, 7], "mode": "exchange"},
     "sarq": {"system": "sarq", "level_sizes": [6, 6, 6], "threshold": 0.1},
-    "sa2crq": {"system": "sa2crq", "level_sizes": [4, 6, 8], "threshold": 0.2, "head_share": 0.5, "epochs": 3},
+    "sa2crq": {"system": "sa2crq", "level_sizes": [4, 6, 8], "threshold": 0.05, "head_share": 0.5, "epochs": 3},
 }
 LENGTHS = {"variable": {2, 3}, "remove": {2}, "exchange": {3}, "sarq": {1, 2, 3}, "sa2crq": {1, 2, 3}}
 
