@@ -79,15 +79,13 @@ def gather(datasets: Sequence[Dataset], recipe: Recipe, tokenizer: Tokenizer) ->
         for text, document in make_pseudo_queries(dataset, recipe):
             pseudo.append((len(texts), base + document))
             texts.append(query_text(text, (), settings))
-    asked = list(
-        dict.fromkeys(owners)
-    )  # queries, not pairs: what is held out must not be trained on, by another id either
+    asked = list(dict.fromkeys(owners))  # queries, not pairs: what is held out must not be trained on
     order = np.random.default_rng(SPLIT_SEED).permutation(len(asked)).tolist()
     last = [asked[place] for place in order if asked[place] not in followed]
     chosen = set() if dev else set(last[: int(recipe.dev_share * len(asked))])
     held = {row for row, owner in enumerate(owners) if owner in chosen}
     held_out = dev or [real[row] for row in sorted(held)]
-    kept = [pair for row, pair in enumerate(real) if row not in held]  # may ask the same by another id
+    kept = [pair for row, pair in enumerate(real) if row not in held]  # some may ask the same by another id
     learnt = unlike([texts[query] for query, _ in kept], [texts[query] for query, _ in held_out])
     return Material(
         documents=tokenize(tokenizer, documents, settings.max_document_tokens),

@@ -54,6 +54,9 @@ CLAIMS = (
     Claim("2 and so does the mask by the predecessor alone (eq. 8)", "as above",
           "hhq, mask by predecessor", "hhq, no mask", "generative.R@1"),
     Claim("a dense teacher adds to labels", "ours", "hhq", "hhq, labels only", "generative.R@1"),
+    Claim("and held-out queries know how far to trust it", "ours",
+          "hhq, teacher as right", "hhq", "generative.R@10"),
+    Claim("also in the combination", "ours", "combined", "combined, teacher trusted", "generative.R@10"),
     Claim("3 pseudo-queries raise R@1", "+4.4 to +6.0 points",
           PLAIN, "hhq, as in the paper, real queries only", "generative.R@1"),
     Claim("3 and with a dense teacher, whom they give more to say", "ours",
@@ -161,8 +164,7 @@ def _variance(result: Mapping[str, Any], metric: str) -> float:
     if metric.rpartition(".")[2] not in (*MEASURES, "deepest"):
         return 0.0
     mean = figure(result, metric) or 0.0
-    deep = result["deep"].get("generative") or result["deep"]["geometric"]
-    part = deep.get("parts", {}).get(metric.rpartition(".")[0], {})
+    part = _far_down(result).get("parts", {}).get(metric.rpartition(".")[0], {})
     return mean * (1 - mean) / float(part.get("queries", result["queries"]))
 
 
@@ -196,7 +198,7 @@ def figure(result: Mapping[str, Any], metric: str) -> float | None:
         left, right = (figure(result, part) for part in metric.split(LESS))
         return None if left is None or right is None else left - right
     first, _, rest = metric.partition(".")
-    sids, deep = result["sids"], result["deep"].get("generative") or result["deep"]["geometric"]
+    sids, deep = result["sids"], _far_down(result)
     if first in ("p_unique", "cosine", "mean_length"):
         value: float | None = sids[first]
         return value
@@ -225,6 +227,12 @@ def figure(result: Mapping[str, Any], metric: str) -> float | None:
     if first in ("head", "tail", "head code", "tail code"):
         return deep["parts"][first][rest] if first in deep["parts"] else None
     return _retrieval(result["rows"], first, rest)
+
+
+def _far_down(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Deep measures of the decoder's walk, or of a model without one geometry's."""
+    deep: Mapping[str, Any] = result["deep"].get("generative") or result["deep"]["geometric"]
+    return deep
 
 
 def _retrieval(rows: Sequence[Mapping[str, Any]], name: str, measure: str) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from abc import abstractmethod
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -88,9 +89,9 @@ class Manifest(Frozen):
     files: dict[str, FileEntry] = Field(default_factory=dict)
     digest: str = ""
 
+    @abstractmethod
     def expected_files(self) -> frozenset[str]:
         """Return the names of the files that an artefact with this manifest has, relative to its folder."""
-        raise NotImplementedError  # each kind names its own
 
 
 class ModelManifest(Manifest):

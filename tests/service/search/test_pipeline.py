@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,16 @@ def test_batch_gets_what_each_query_gets_alone(pipeline: Pipeline, scoring: str,
         np.testing.assert_allclose([h.score for h in alone.hits], [h.score for h in answer.hits], atol=1e-4)
         assert set(answer.timings_seconds) == STAGES
         assert all(seconds >= 0 for seconds in answer.timings_seconds.values())
+
+
+@pytest.mark.parametrize("scoring", ["generative", "guided", "geometric"])
+def test_stages_take_up_all_the_time(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, scoring: str) -> None:
+    """By a clock that goes on by one second whenever it is looked at."""
+    looks = itertools.count()
+    monkeypatch.setattr("service.search.pipeline.perf_counter", lambda: next(looks))
+    timings = pipeline.search(QUERIES, SearchOptions(scoring=scoring))[0].timings_seconds
+    assert sum(timings.values()) == next(looks) - 1
+    assert (timings["decode"] > 0) == (scoring != "geometric")
 
 
 def test_hits_are_the_documents_of_the_bundle(pipeline: Pipeline) -> None:
