@@ -26,7 +26,7 @@ serve: $(SERVING)
 	$(BIN)/rhumb demo $(ARGS)
 
 test: $(DEVELOPING) redis
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(DEVELOPING)
 	$(BIN)/ruff check $(LINTED)

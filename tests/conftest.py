@@ -12,6 +12,7 @@ import pytest
 from service import cli
 from service.ops.kernels import prepare_kernel_cache
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other, and torch's threads wait by spinning
 prepare_kernel_cache(Path(__file__).parents[1] / ".pytest_cache")  # before any test imports numba: see there
 
 
