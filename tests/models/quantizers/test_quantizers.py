@@ -56,6 +56,19 @@ def reflect(z: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.float6
     return (np.eye(len(v)) - 2 * np.outer(v, v)) @ z
 
 
+def test_what_the_first_codeword_reaches_does_not_shape_the_reflections() -> None:
+    """Most documents are first codewords but for rounding; reflections start from where the others lie."""
+    rng = np.random.default_rng(0)
+    exact = np.eye(24, dtype=np.float32)[:4]
+    near = exact[rng.integers(4, size=60)] + np.where(rng.random((60, 1)) < 0.5, 0.3, -0.3) * np.eye(24)[[10]]
+    vectors = np.concatenate([np.repeat(exact, 50, axis=0), unit(near)]).astype(np.float32)
+    vectors[:200] *= 1 + 1e-6 * rng.standard_normal((200, 1)).astype(np.float32)
+    hhq = HHQ(HHQSettings(level_sizes=(4, 4)))
+    hhq.codebooks = [torch.from_numpy(exact)]
+    reflections = hhq._start_level(Points(vectors), 1, 4)
+    assert bool((reflections[:, 10].abs() > 0.9).all())
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_a_reflection_keeps_length_and_undoes_itself(seed: int) -> None:
