@@ -20,7 +20,7 @@ from models.baselines import BM25, Ranked, dense_search
 from models.comparison import Comparison, Row
 from models.data import DataError, load_dataset
 from models.evaluate_codes import hamming_results, measure_cascades
-from models.free_decoding import decode_freely, step_choices, valid_share
+from models.free_decoding import decode_freely, valid_share
 from models.measures import DEPTH, measure
 from models.runs import write_run
 from models.task import SAMPLED, EncodedQueries, Settings, Task, make_task, seen_in_train, untuned_vectors
@@ -240,7 +240,6 @@ def free_shares(pipeline: Pipeline, task: Task, settings: Settings, sids: set[tu
     decoder, tables = pipeline.decoder, pipeline.tables
     if decoder is None or not settings.free_queries:
         return {}
-    choices = step_choices(sids, tables.level_offsets)
     texts, histories = task.texts[: settings.free_queries], task.histories[: settings.free_queries]
     beams = []
     with progress_bar("no trie", len(texts)) as advance:
@@ -248,7 +247,9 @@ def free_shares(pipeline: Pipeline, task: Task, settings: Settings, sids: set[tu
             rows = slice(start, start + FREE_BATCH)
             encoded = pipeline.encoder.encode_queries(texts[rows], histories[rows])
             step, width = decoder.start(encoded), max(settings.beams)
-            found = decode_freely(step, len(texts[rows]), tables.tokens_TE, tables.token_scale_T, width, choices, sids)
+            found = decode_freely(
+                step, len(texts[rows]), tables.tokens_TE, tables.token_scale_T, width, tables.spans, sids
+            )
             beams.append(found.tokens)
             advance(len(texts[rows]))
     return valid_share(np.concatenate(beams), sids, settings.beams)

@@ -1,18 +1,18 @@
 """Decoding without the trie: which share of what a decoder writes by itself are valid semantic IDs.
 
-Shapes: Q queries, B beams, K choices, T tokens (row T of the table is the start vector), E token dimensions, L levels.
+Shapes: Q queries, B beams, K tokens of a span, T tokens (row T of the table is the start vector), E token dimensions,
+L levels.
 
 The Hourglass paper (section 4.4) reports the share for the first k beams, SA2CRQ (section 3.1) its complement, Hallu.
-The beam search is a plain one: a step may write every code of its level, whatever stands before. Levels have codebooks
-of their own, so a code of another level is no answer that a decoder could give. There is no end token: a beam ends
-where what it wrote is a whole semantic ID of the index, as in the walk (decision 2). Were it to go on, short IDs would
-be written many times over, with endings that mean nothing, and each would count as made up.
+The beam search is a plain one: a step may write every code of the levels that stand at its depth, whatever was written
+before. Levels have codebooks of their own, so a code of another level is no answer that a decoder could give. There is
+no end token: a beam ends where what it wrote is a whole semantic ID of the index, as in the walk (decision 2). Were it
+to go on, short IDs would be written many times over, with endings that mean nothing, and each would count as made up.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,10 +38,10 @@ def decode_freely(
     tokens_TE: FloatArray,
     scale_T: FloatArray,
     beam_width: int,
-    choices: Sequence[NDArray[np.int64]],
+    spans: Sequence[tuple[int, int]],
     valid: Collection[Sid],
 ) -> FreeBeams:
-    """Beam search over each step's choices, normalised over them; a beam that wrote a whole SID keeps its score.
+    """Beam search over each step's span of tokens, normalised over it; a beam that wrote a whole SID keeps its score.
 
     Args:
         step: one decoder step: embeddings (Q, B, E), step number, parents (Q, B) → hidden (Q, B, E).
@@ -49,7 +49,7 @@ def decode_freely(
         tokens_TE: token table (T + 1, E), the start vector last.
         scale_T: (T,) the logit of token t is scale[t] · hidden · token.
         beam_width: B; fewer where there are fewer continuations.
-        choices: for each step the tokens (K,) that it may write, see `step_choices`.
+        spans: for each step the tokens [lo, hi) that it may write, see `WalkTables.spans`.
         valid: the SIDs of the index, as tokens.
     """
     tokens_QBL = np.zeros((queries, 1, 0), dtype=np.int64)
@@ -57,40 +57,22 @@ def decode_freely(
     embeddings_QBE = np.broadcast_to(tokens_TE[-1], (queries, 1, tokens_TE.shape[1])).astype(np.float32)
     parents_QB: NDArray[np.int64] | None = None
     ended_QB = np.zeros((queries, 1), dtype=np.bool_)
-    for number, choices_K in enumerate(choices):
+    for number, (lo, hi) in enumerate(spans):
         hidden_QBE = step(np.ascontiguousarray(embeddings_QBE), number, parents_QB)
-        total_QBK = score_QB[..., None] + log_softmax(hidden_QBE @ tokens_TE[choices_K].T * scale_T[choices_K])
+        total_QBK = score_QB[..., None] + log_softmax(hidden_QBE @ tokens_TE[lo:hi].T * scale_T[lo:hi])
         total_QBK[ended_QB] = -np.inf
         total_QBK[..., 0][ended_QB] = score_QB[ended_QB]  # its one way on: to stay what it is
         flat_QX = total_QBK.reshape(queries, -1)
         best_QB = np.argsort(-flat_QX, axis=1, kind="stable")[:, :beam_width]
         score_QB = np.take_along_axis(flat_QX, best_QB, axis=1)
-        parents_QB = best_QB // len(choices_K)
+        parents_QB = best_QB // (hi - lo)
         ended_QB = np.take_along_axis(ended_QB, parents_QB, axis=1)
-        chosen_QB = np.where(ended_QB, ENDED, choices_K[best_QB % len(choices_K)])
+        chosen_QB = np.where(ended_QB, ENDED, lo + best_QB % (hi - lo))
         before_QBL = np.take_along_axis(tokens_QBL, parents_QB[..., None], axis=1)
         tokens_QBL = np.concatenate([before_QBL, chosen_QB[..., None]], axis=2)
         ended_QB |= np.array([[_written(row) in valid for row in rows] for rows in tokens_QBL.tolist()])
         embeddings_QBE = tokens_TE[chosen_QB]  # of an ended beam some vector: its hidden state is not read
     return FreeBeams(tokens_QBL, score_QB)
-
-
-def step_choices(sids: Iterable[tuple[int, ...]], level_offsets: Sequence[int]) -> list[NDArray[np.int64]]:
-    """Give, for every step, all tokens of the levels that some SID has there.
-
-    Args:
-        sids: the SIDs of the index, as tokens; some may end early, some may leave out a level.
-        level_offsets: the first token of each level, and their number at the end.
-    """
-    levels: list[set[int]] = []
-    for sid in sids:
-        levels += [set() for _ in range(len(sid) - len(levels))]
-        for place, token in enumerate(sid):
-            levels[place].add(bisect_right(level_offsets, token) - 1)
-    return [
-        np.concatenate([np.arange(level_offsets[level], level_offsets[level + 1]) for level in sorted(here)])
-        for here in levels
-    ]
 
 
 def log_softmax(logits: FloatArray) -> FloatArray:

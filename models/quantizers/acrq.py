@@ -168,7 +168,6 @@ class SA2CRQ(RuledQuantizer, ACRQ):
     """ACRQ with SARQ's depths, in training and after (section 2.3); kind "residual" with a length rule."""
 
     system = "sa2crq"
-    skips_levels = False
     settings_class = SA2CRQSettings
 
     def __init__(self, settings: SA2CRQSettings | None = None) -> None:

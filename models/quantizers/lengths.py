@@ -49,13 +49,7 @@ class LengthSettings(QuantizerSettings):
 
 
 class RuledQuantizer(Quantizer):
-    """A quantizer whose SIDs follow a length rule; a fitted one has both, codebooks and rule.
-
-    Attributes:
-        skips_levels: whether a SID may leave out a level and go on with the next; if not, it only ends early.
-    """
-
-    skips_levels: ClassVar[bool] = True
+    """A quantizer whose SIDs follow a length rule; a fitted one has both, codebooks and rule."""
 
     def __init__(self, settings: QuantizerSettings | None = None) -> None:
         super().__init__(settings)

@@ -53,7 +53,6 @@ class SARQ(Shortened):
 
     system = "sarq"
     settings_class = SARQSettings
-    skips_levels = False
 
     def __init__(self, settings: SARQSettings | None = None) -> None:
         self.settings = settings or SARQSettings()

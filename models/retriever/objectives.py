@@ -84,23 +84,26 @@ def unmasked_loss(
     cosine_BT: Tensor,
     near: Nearness,
     scales: Scales,
-    levels_T: Tensor,
     distillation: float,
     predecessor: bool,
 ) -> Tensor:
     """Cross-entropy of one level, summed over pairs, without the full-prefix trie.
 
     `predecessor`: only tokens that follow the previous token anywhere in the corpus (HHQ eq. 8 to the letter).
-    Otherwise plain next-token training over the vocabulary of the target's level. What the dense retriever gives of the
-    target is the same as in `masked_loss`: the children of the prefix have a share of it, all other tokens none.
+    Otherwise plain next-token training over the vocabulary of the levels that stand at this depth. What the dense
+    retriever gives of the target is the same as in `masked_loss`: the children of the prefix have a share of it, all
+    other tokens none.
     """
+    if level >= len(tree.spans):
+        return cosine_BT.new_zeros(())
     sids_B = tree.sids[documents_B]
     target = sids_B[:, level]
     if predecessor:
-        before = sids_B[:, level - 1] if level else torch.full_like(target, len(levels_T))
+        before = sids_B[:, level - 1] if level else torch.full_like(target, len(tree.follow) - 1)
         allowed_BT = tree.follow[before.clamp_min(0)]
     else:
-        allowed_BT = levels_T[None] == levels_T[target.clamp_min(0)][:, None]
+        (lo, hi), token_T = tree.spans[level], torch.arange(cosine_BT.shape[1], device=cosine_BT.device)
+        allowed_BT = ((lo <= token_T) & (token_T < hi))[None]
     log_p = torch.log_softmax((scales.alone * cosine_BT).float().masked_fill(~allowed_BT, MASKED), dim=1)
     loss_B = -log_p.gather(1, target.clamp_min(0)[:, None])[:, 0]
     alive, nodes_BC, exists_BC, label = _choices(tree, level, documents_B)

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from models.data import Dataset
 from models.quantizers.base import Quantizer, codes_to_tokens, make_quantizer
 from models.quantizers.gumbel import Gumbel
-from models.quantizers.lengths import RuledQuantizer
 from models.retriever.batches import Texts, embed
 from models.retriever.material import Material, gather
 from models.retriever.network import Decoder, DecoderShape, Encoder, Retriever, load_backbone
@@ -109,11 +109,6 @@ def start_run(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: st
         raise RecipeError(
             f"quantizer.level_sizes has a level of {most} codes for {len(material.documents)} documents: "
             "use fewer codes, or more documents"
-        )
-    if recipe.objective.constraint == "none" and isinstance(quantizer, RuledQuantizer) and quantizer.skips_levels:
-        raise RecipeError(
-            "objective.constraint = 'none' normalises over the level of each position, and "
-            f"{quantizer.system!r} makes SIDs that skip levels: use 'trie' or 'predecessor'"
         )
     if (
         not quantizer.in_vector_space
@@ -256,7 +251,7 @@ def make_tree(run: Run) -> CodeTree:
     vectors = run.vectors_ND.cpu().numpy()
     sids = codes_to_tokens(run.quantizer.encode(vectors), run.quantizer.level_sizes).astype(np.int64)
     console.print(f"p_unique {len(np.unique(sids, axis=0)) / len(sids):.4f} over {len(sids):,} documents")
-    return build_tree(sids, vectors, sum(run.quantizer.level_sizes), run.device)
+    return build_tree(sids, vectors, list(accumulate(run.quantizer.level_sizes, initial=0)), run.device)
 
 
 def weigh_words(run: Run) -> float:

@@ -218,7 +218,7 @@ def path_losses(work: Work, vector_BD: Tensor, states: Tensor, mask: Tensor, doc
             generative = generative + masked_loss(*step, work.distillation)
         else:
             predecessor = work.objective.constraint == "predecessor"
-            generative = generative + unmasked_loss(*step, retriever.level_of_token, work.distillation, predecessor)
+            generative = generative + unmasked_loss(*step, work.distillation, predecessor)
         if work.objective.guided:
             guided = guided + guided_loss(*step)
     return {"generative": generative / len(documents_B), "guided": guided / len(documents_B)}

@@ -6,6 +6,7 @@ dimensions, X rows of regions, G regions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.index.regions import Regions, build_regions
-from service.index.trie import Trie, build_trie, node_ends
+from service.index.trie import Trie, build_trie, node_ends, spans
 
 NO_CHILD = -1
 
@@ -30,6 +31,7 @@ class CodeTree:
         sids: (N, L) tokens padded with -1, in the corpus' order.
         path: (N, L + 1) the nodes of every document from the root on, NO_CHILD behind the last: a node with one SID is
             the last, since what follows is certain.
+        spans: for every depth the tokens [lo, hi) of the levels that stand there.
         follow: (T + 1, T) which tokens follow a token anywhere (row T: which come first).
         child_start, token, lo, end: the trie's arrays: children, tokens, documents of every node.
         region: (M), rows: (X, D), rest: (G), region_of_row: (X), centre_row: (G): the regions.
@@ -42,6 +44,7 @@ class CodeTree:
     order: NDArray[np.int64]
     sids: Tensor
     path: Tensor
+    spans: Sequence[tuple[int, int]]
     follow: Tensor
     child_start: Tensor
     token: Tensor
@@ -73,8 +76,17 @@ class Nearness:
         return Nearness(self.cosine[rows], self.reach[rows], self.mass[rows])
 
 
-def build_tree(sids_NL: NDArray[np.int64], vectors_ND: NDArray[np.float32], tokens: int, device: str) -> CodeTree:
-    """Build the tree of SIDs (tokens, padded with -1) over unit vectors, both in the corpus' order."""
+def build_tree(
+    sids_NL: NDArray[np.int64], vectors_ND: NDArray[np.float32], level_offsets: Sequence[int], device: str
+) -> CodeTree:
+    """Build the tree of SIDs over unit vectors.
+
+    Args:
+        sids_NL: (N, L) tokens padded with -1, in the corpus' order.
+        vectors_ND: in the corpus' order.
+        level_offsets: (L + 1,) the first token of every level, then their number.
+        device: of the tensors.
+    """
     trie, order = build_trie(sids_NL.astype(np.int32))
     vectors = np.ascontiguousarray(vectors_ND[order], np.float32)
     regions = build_regions(trie, vectors)
@@ -90,7 +102,8 @@ def build_tree(sids_NL: NDArray[np.int64], vectors_ND: NDArray[np.float32], toke
         order=order,
         sids=tensor(sids_NL),
         path=tensor(path),
-        follow=torch.as_tensor(_follows(sids_NL, tokens), device=device),
+        spans=spans(sids_NL, level_offsets),
+        follow=torch.as_tensor(_follows(sids_NL, level_offsets[-1]), device=device),
         child_start=tensor(trie.child_M),
         token=tensor(trie.token_M),
         lo=tensor(trie.lo_M),

@@ -10,6 +10,8 @@ in `sids.npy`.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,26 @@ class Trie:
 def padding_of(dtype: np.dtype[Any]) -> int:
     """Return the value that pads rows of `sids.npy` of this dtype: 65535 for uint16, else -1."""
     return UINT16_PADDING if dtype == np.uint16 else -1
+
+
+def spans(sids_NL: NDArray[Any], level_offsets: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the tokens [lo, hi) that a step may write, for every depth that some SID reaches.
+
+    These are the tokens of the depth's own level, unless SIDs leave out levels: then of all levels, from the first to
+    the last, that some SID has at this depth.
+
+    Args:
+        sids_NL: (N, L) tokens, rows padded at the end.
+        level_offsets: (L + 1,) the first token of every level, then their number.
+    """
+    padding, found = padding_of(sids_NL.dtype), []
+    for column_N in sids_NL.T:
+        written_N = column_N[column_N != padding]
+        if not len(written_N):
+            break
+        first, last = (bisect_right(level_offsets, int(token)) - 1 for token in (written_N.min(), written_N.max()))
+        found.append((level_offsets[first], level_offsets[last + 1]))
+    return found
 
 
 def build_trie(sids: NDArray[Any]) -> tuple[Trie, NDArray[np.int64]]:

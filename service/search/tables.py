@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from service.index.manifest import Normalisation, Scoring
 from service.index.regions import Regions
-from service.index.trie import Trie, padding_of
+from service.index.trie import Trie, padding_of, spans
 from service.search.filters import DocumentFilter
 from service.search.walk_state import GENERATIVE, GEOMETRIC, GUIDED, Rules, Tables
 
@@ -76,6 +76,11 @@ class WalkTables:
         if self.tokens_TE.size and self.guided_scale_T.size:
             offered.append("guided")
         return tuple(offered)
+
+    @cached_property
+    def spans(self) -> list[tuple[int, int]]:
+        """The tokens [lo, hi) among which `full` normalises at every depth."""
+        return spans(self.trie.sids_NL, self.level_offsets)
 
     @cached_property
     def root(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:

@@ -84,8 +84,8 @@ def walk(
     Args:
         tables: what to walk.
         scoring: `generative` (decoder), `geometric` (reach of the nodes' regions) or `guided` (both).
-        normalisation: `constrained` (softmax over a node's children) or `full` (over the level's vocabulary;
-            `generative` only).
+        normalisation: `constrained` (softmax over a node's children) or `full` (over the vocabulary of the levels
+            that stand at this depth; `generative` only).
         beam_width: B, 1 to 1,000.
         vectors_QD: (Q, D) float32 unit vectors of the queries.
         step: the decoder of this batch; None for `geometric`.
@@ -115,8 +115,9 @@ def walk(
         beams = after if depth % 2 else beams
     else:
         while columns:
-            hidden_QUE, dense_QUK = _decode(arrays, tables.level_offsets, rules, order, columns, children, depth, step)
-            scores = Scores(vectors_QD, hidden_QUE, dense_QUK, tables.level_offsets[depth], root_QR)
+            span = tables.spans[depth] if rules.full else tables.level_offsets[depth : depth + 2]
+            hidden_QUE, dense_QUK = _decode(arrays, span, rules, order, columns, children, depth, step)
+            scores = Scores(vectors_QD, hidden_QUE, dense_QUK, span[0], root_QR)
             columns, children = advance(rules, arrays, scores, scratch, depth, beams, after, order)
             beams, after = after, beams
             depth += 1
@@ -130,7 +131,7 @@ def walk(
 
 def _decode(
     arrays: Tables,
-    level_offsets: tuple[int, ...],
+    span: tuple[int, ...],
     rules: Rules,
     order: Order,
     columns: int,
@@ -138,7 +139,7 @@ def _decode(
     depth: int,
     step: Step,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Run the decoder for the unfinished beams: hidden states (Q, U, E), and their products with the whole level.
+    """Run the decoder for the unfinished beams: hidden states (Q, U, E), and their products with a span of tokens.
 
     The products are (Q, U, K) where one matrix product is the cheaper way or all of them are needed, else (Q, U, 0).
     """
@@ -151,7 +152,7 @@ def _decode(
             f"decoder step {depth} gave {hidden_QUE.dtype} {hidden_QUE.shape} for float32 {embeddings_QUE.shape}, "
             "or values that are not finite"
         )
-    lo, hi = level_offsets[depth : depth + 2]
+    lo, hi = span
     if not (rules.full or depth == 0 or children >= DENSE_SHARE * queries * columns * (hi - lo)):
         return hidden_QUE, np.zeros((queries, columns, 0), np.float32)
     products = _products(hidden_QUE.reshape(queries * columns, -1), arrays.tokens_TE, lo, hi)

@@ -18,7 +18,7 @@ from models.cli import register
 from models.comparison import Comparison
 from models.data import DataError
 from models.evaluate import evaluate, known_share, reorder, walk_once
-from models.free_decoding import decode_freely, log_softmax, step_choices, valid_share
+from models.free_decoding import decode_freely, log_softmax, valid_share
 from models.task import EncodedQueries, Settings, Task, make_task
 from service.index.bundle import open_bundle
 from service.index.documents import Document
@@ -190,26 +190,20 @@ def test_free_decoding_covers_the_tree_like_brute_force() -> None:
             assert self.paths.shape[2] == number + 1
             return self.paths.mean(axis=2) @ weights * np.array([1.0, -2.0])[:, None, None].astype(np.float32)
 
-    choices = [np.array([0, 2]), np.array([0, 1, 2]), np.array([1, 2])]
-    found = decode_freely(Memory(), 2, tokens, scale, 27, choices, ())
+    spans = [(0, 2), (0, 3), (1, 3)]
+    found = decode_freely(Memory(), 2, tokens, scale, 27, spans, ())
     for query, sign in enumerate((1.0, -2.0)):
         expected = {}
-        for path in itertools.product(*(step.tolist() for step in choices)):
+        for path in itertools.product(*(range(*span) for span in spans)):
             total, seen = 0.0, [tokens[3]]
-            for token, allowed in zip(path, choices, strict=True):
-                logits = (np.mean(seen, axis=0) @ weights * sign) @ tokens[allowed].T * scale[allowed]
-                total += log_softmax(logits)[allowed.tolist().index(token)]
+            for token, (lo, hi) in zip(path, spans, strict=True):
+                logits = (np.mean(seen, axis=0) @ weights * sign) @ tokens[lo:hi].T * scale[lo:hi]
+                total += log_softmax(logits)[token - lo]
                 seen.append(tokens[token])
             expected[path] = total
         ordered = sorted(expected, key=lambda path: -expected[path])
         assert [tuple(row) for row in found.tokens[query].tolist()] == ordered
         np.testing.assert_allclose(found.log_probabilities[query], [expected[p] for p in ordered], atol=1e-4)
-
-
-def test_a_step_may_write_the_levels_that_stand_there() -> None:
-    offsets = (0, 2, 5, 6)
-    assert [step.tolist() for step in step_choices({(0, 3, 5), (1, 2)}, offsets)] == [[0, 1], [2, 3, 4], [5]]
-    assert [step.tolist() for step in step_choices({(0, 3, 5), (1, 5)}, offsets)] == [[0, 1], [2, 3, 4, 5], [5]]
 
 
 def test_a_beam_that_wrote_a_whole_identifier_ends_there() -> None:
@@ -219,8 +213,7 @@ def test_a_beam_that_wrote_a_whole_identifier_ends_there() -> None:
     def step(embeddings: np.ndarray, number: int, parents: np.ndarray | None) -> np.ndarray:
         return np.broadcast_to(np.array([1.0, 0.5, 0.0, 0.0], np.float32), embeddings.shape)
 
-    choices = [np.array([0, 1]), np.array([0, 1, 2])]
-    found = decode_freely(step, 1, tokens, scale, 4, choices, {(0,), (1, 2)})
+    found = decode_freely(step, 1, tokens, scale, 4, [(0, 2), (0, 3)], {(0,), (1, 2)})
     first = log_softmax(np.array([2.0, 1.0], np.float32))
     then = log_softmax(np.array([2.0, 1.0, 0.0], np.float32))
     assert found.tokens[0].tolist() == [[0, -1], [1, 0], [1, 1], [1, 2]]

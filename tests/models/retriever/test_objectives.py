@@ -19,13 +19,13 @@ from service.index.regions import HANDFUL, OPTIMISM
 from service.search.scores import node_reach
 
 SIZES = (4, 3, 3)
-OFFSETS = (0, 4, 7)
+OFFSETS = (0, 4, 7, 10)
 TOKENS = 10
 
 
 def some_sids(seed: int, documents: int = 30) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return np.stack([o + rng.integers(0, k, documents) for o, k in zip(OFFSETS, SIZES, strict=True)], 1)
+    return np.stack([o + rng.integers(0, k, documents) for o, k in zip(OFFSETS, SIZES, strict=False)], 1)
 
 
 def some_tree(seed: int) -> tuple[CodeTree, np.ndarray, np.ndarray]:
@@ -35,7 +35,7 @@ def some_tree(seed: int) -> tuple[CodeTree, np.ndarray, np.ndarray]:
 def tree_of(sids: np.ndarray, seed: int) -> tuple[CodeTree, np.ndarray, np.ndarray]:
     vectors = np.random.default_rng(seed + 1).normal(size=(len(sids), 6)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return build_tree(sids, vectors, TOKENS, "cpu"), sids, vectors
+    return build_tree(sids, vectors, OFFSETS, "cpu"), sids, vectors
 
 
 def under(sids: np.ndarray, prefix: tuple[int, ...]) -> list[int]:
@@ -165,7 +165,7 @@ def test_variable_lengths_end_early() -> None:
     """A document whose SID has ended costs nothing at deeper levels."""
     sids = np.array([[0, 4, 7], [0, 5, -1], [1, 4, 8], [0, 4, 9]])
     vectors = np.eye(4, dtype=np.float32)
-    tree = build_tree(sids, vectors, TOKENS, "cpu")
+    tree = build_tree(sids, vectors, OFFSETS, "cpu")
     assert tree.path[1].tolist()[-1] == -1
     scales = Scales(torch.ones(TOKENS), torch.ones(TOKENS), torch.ones(()))
     near = measure(tree, torch.rand(1, 4))
@@ -179,7 +179,7 @@ def test_variable_lengths_end_early() -> None:
 
 def test_a_tree_may_be_shallower_than_its_levels() -> None:
     sids = np.array([[0, -1, -1], [1, -1, -1]])
-    tree = build_tree(sids, np.eye(2, dtype=np.float32), TOKENS, "cpu")
+    tree = build_tree(sids, np.eye(2, dtype=np.float32), OFFSETS, "cpu")
     assert tree.path.tolist() == [[0, 1, -1, -1], [0, 2, -1, -1]]
 
 
@@ -207,24 +207,28 @@ def test_distillation_teaches_what_the_dense_retriever_believes(level: int) -> N
 @pytest.mark.parametrize("distillation", [0.0, 0.6])
 @pytest.mark.parametrize("predecessor", [True, False])
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_looser_masks(level: int, predecessor: bool, distillation: float) -> None:
+@pytest.mark.parametrize("skips", [True, False])
+def test_looser_masks(skips: bool, level: int, predecessor: bool, distillation: float) -> None:
     """The shares are among tokens seen after the predecessor, or all of the level; the teacher's among the children.
 
     No SID begins with token 3; those of documents 9 and 2 have ended before level 2, that of 5 even before level 1.
+    Where some leave out level 1, as document 0, what stands at that depth is of two levels.
     """
     sids = some_sids(21)
     sids[:, 0] %= 3
     sids[[9, 2], 2] = -1
     sids[5, 1:] = -1
+    if skips:
+        sids[[0, 3, 8], 1] = sids[[0, 3, 8], 2]
+        sids[[0, 3, 8], 2] = -1
     tree, _, vectors = tree_of(sids, 21)
-    levels = torch.arange(3).repeat_interleave(torch.tensor(SIZES))
     generator = torch.Generator().manual_seed(1)
-    cosine = torch.rand(4, TOKENS, generator=generator)
-    query = normalize(torch.randn(4, 6, generator=generator), dim=1)
+    cosine = torch.rand(5, TOKENS, generator=generator)
+    query = normalize(torch.randn(5, 6, generator=generator), dim=1)
     scales = Scales(torch.full((TOKENS,), 3.0), torch.full((TOKENS,), 3.0), torch.tensor(3.0))
-    documents = [0, 5, 9, 2]
+    documents = [0, 5, 9, 2, 1]
     near = measure(tree, query, temperature=0.1)
-    got = unmasked_loss(tree, level, torch.tensor(documents), cosine, near, scales, levels, distillation, predecessor)
+    got = unmasked_loss(tree, level, torch.tensor(documents), cosine, near, scales, distillation, predecessor)
     wanted = 0.0
     for row, document in enumerate(documents):
         target, prefix = int(sids[document, level]), tuple(sids[document, :level].tolist())
@@ -232,7 +236,8 @@ def test_looser_masks(level: int, predecessor: bool, distillation: float) -> Non
             continue  # it costs nothing that there is no further token
         children = {int(sids[other, level]) for other in under(sids, prefix)} - {-1}
         seen = {int(sid[level]) for sid in sids if level == 0 or sid[level - 1] == prefix[-1]} - {-1}
-        allowed = seen if predecessor else set(range(OFFSETS[level], OFFSETS[level] + SIZES[level]))
+        standing = range(OFFSETS[level], OFFSETS[3 if skips and level == 1 else level + 1])
+        allowed = seen if predecessor else set(standing)
         total = sum(math.exp(3 * float(cosine[row, token])) for token in allowed)
         log_p = {token: 3 * float(cosine[row, token]) - math.log(total) for token in allowed}
         chance = {

@@ -14,7 +14,7 @@ import models.retriever.train as training
 from models.data import load_dataset
 from models.quantizers.base import make_quantizer, tokens_to_codes
 from models.quantizers.lengths import RuledQuantizer
-from models.retriever.recipe import RecipeError, load_recipe
+from models.retriever.recipe import load_recipe
 from service.index.build import build_bundle
 from service.index.bundle import Bundle, open_bundle
 from service.search.pipeline import Pipeline, SearchOptions
@@ -101,10 +101,11 @@ def test_shipped_recipes_make_their_quantizers(name: str) -> None:
 UNMASKED = {"constraint": "none", "guided": 0, "distillation": 0}
 
 
-def test_sids_that_end_early_train_without_a_mask(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> None:
-    """Plain next-token training of SARQ's SIDs: the walk reaches all documents, and losses fall."""
+@pytest.mark.parametrize("name", ["sarq", "variable", "exchange"])
+def test_sids_of_any_shape_train_without_a_mask(name: str, tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """Plain next-token training of SIDs that end early or leave out a level: losses fall, the walk finds all."""
     recipe = tiny_recipe(
-        tiny_encoder, quantizer=TABLES["sarq"], stage=STAGES, objective=UNMASKED, default_scoring="generative"
+        tiny_encoder, quantizer=TABLES[name], stage=STAGES, objective=UNMASKED, default_scoring="generative"
     )
     model = training.run(recipe, [tiny_data], tmp_path)
     losses = [row["generative_loss"] for row in log_of(tmp_path) if "generative_loss" in row]
@@ -117,11 +118,3 @@ def test_sids_that_end_early_train_without_a_mask(tiny_encoder: Path, tiny_data:
             [dataset.documents[0].text], SearchOptions(top_k=60, beam_width=100, scoring="generative")
         )
     assert len({hit.id for hit in answer.hits}) == 60
-
-
-def test_sids_that_skip_levels_do_not(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> None:
-    recipe = tiny_recipe(
-        tiny_encoder, quantizer=TABLES["variable"], stage=STAGES, objective=UNMASKED, default_scoring="generative"
-    )
-    with pytest.raises(RecipeError, match="skip levels: use 'trie' or 'predecessor'"):
-        training.run(recipe, [tiny_data], tmp_path)

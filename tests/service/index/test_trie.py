@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.index.trie import FILES, Trie, build_trie, node_ends, open_trie, padding_of, save_trie, verify_trie
+from service.index.trie import (
+    FILES,
+    Trie,
+    build_trie,
+    node_ends,
+    open_trie,
+    padding_of,
+    save_trie,
+    spans,
+    verify_trie,
+)
 
 Sid = tuple[int, ...]
 
@@ -108,6 +118,21 @@ def test_small_vocabularies_take_two_bytes_a_token() -> None:
     large, _ = build_trie(np.array([[0, 65_535]], np.int32))
     assert (small.sids_NL.dtype, large.sids_NL.dtype) == (np.uint16, np.int32)
     assert (padding_of(small.sids_NL.dtype), padding_of(large.sids_NL.dtype)) == (65_535, -1)
+
+
+@pytest.mark.parametrize(
+    ("sids", "expected"),
+    [
+        ([[0, 3, 5], [1, 2, -1]], [(0, 2), (2, 5), (5, 6)]),
+        ([[0, 3, 5], [1, 5, -1]], [(0, 2), (2, 6), (5, 6)]),  # the second leaves out a level
+        ([[0, 5, -1], [1, 5, -1]], [(0, 2), (5, 6)]),  # both do, and no SID is three long
+        ([[2, 0, 5], [4, 1, -1]], [(2, 5), (0, 2), (5, 6)]),  # the levels have changed places
+    ],
+)
+def test_a_step_may_write_the_levels_that_stand_there(sids: list[list[int]], expected: list[tuple[int, int]]) -> None:
+    table = np.array(sids)
+    assert spans(table, (0, 2, 5, 6)) == expected
+    assert spans(build_trie(table)[0].sids_NL, (0, 2, 5, 6)) == expected
 
 
 def test_random_sids_stay_within_32_bytes_each() -> None:

@@ -91,13 +91,21 @@ def unit(rows: NDArray[np.float64]) -> NDArray[np.float32]:
     return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def make_world(seed: int, documents: int, codes: int, levels: int, queries: int, variable: bool, wide: bool) -> World:
-    """Make a world of random vectors; few codes, so that prefixes, collisions and ends are common."""
+def make_world(
+    seed: int, documents: int, codes: int, levels: int, queries: int, variable: bool, wide: bool, skips: bool = False
+) -> World:
+    """Make a world of random vectors; few codes, so that prefixes, collisions and ends are common.
+
+    `variable`: SIDs end early; `skips`: some leave out their second level.
+    """
     rng = np.random.default_rng(seed)
     size = 40_000 if wide else codes  # wide levels need int32 tokens
     table = (rng.integers(0, codes, (documents, levels)) + np.arange(levels) * size).astype(np.int32)
     if variable:
         table[np.arange(levels) >= rng.integers(1, levels + 1, documents)[:, None]] = -1
+    if skips and levels > 2:
+        rows = rng.random(documents) < 0.5
+        table[rows, 1:] = np.c_[table[rows, 2:], np.full(rows.sum(), -1)]
     trie, _ = build_trie(table)
     vectors = unit(rng.normal(size=(documents, D)))
     tokens = levels * size
@@ -123,6 +131,7 @@ def worlds(draw: st.DrawFn) -> World:
     return make_world(
         draw(integers(0, 2**20)), draw(integers(1, 40)), draw(integers(1, 5)), draw(integers(1, 4)),
         draw(integers(1, 3)), draw(st.booleans()), draw(st.sampled_from([False, False, False, True])),
+        draw(st.booleans()),
     )  # fmt: skip
 
 
@@ -161,14 +170,20 @@ class Oracle:
         variance = float(variances[:axes] @ along**2 + variances[axes:].sum() / max(D - axes, 1))
         return float(cosines.mean() + OPTIMISM * np.sqrt(2 * np.log(n) * variance))
 
+    def standing(self, depth: int) -> list[int]:
+        """Return the tokens of all levels that some SID has at a depth, and of those between them."""
+        first = self.world.tables.level_offsets
+        size = first[1]
+        levels = [sid[depth] // size for sid in self.world.sids if len(sid) > depth]
+        return list(range(first[min(levels)], first[max(levels) + 1]))
+
     def log_probability(self, child: Sid) -> float:
         """Return log P(last token of `child` | its prefix, query)."""
         world, tables = self.world, self.world.tables
         prefix, depth = child[:-1], len(child) - 1
         path = [tables.tokens_TE[-1], *(tables.tokens_TE[token] for token in prefix)]
         hidden = world.decoder.path(self.query, path)
-        lo, hi = tables.level_offsets[depth : depth + 2]
-        rivals = [token for *_, token in self.children(prefix)] if not self.full else list(range(lo, hi))
+        rivals = [token for *_, token in self.children(prefix)] if not self.full else self.standing(depth)
         scale_T = tables.token_scale_T if self.scoring == "generative" else tables.guided_scale_T
         logits = scale_T[rivals].astype(np.float64) * (tables.tokens_TE[rivals].astype(np.float64) @ hidden)
         own = rivals.index(child[-1])
