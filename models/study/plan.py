@@ -51,6 +51,7 @@ class Plan(BaseModel):
     Attributes:
         seeds: every cell is trained with each, unless it names some.
         data: names of folders in the BEIR layout.
+        once: those of them where the first seed is enough, since a training takes long there.
         beams: beam widths that are measured; deep measures are taken at the widest, which the decoder alone walks.
         queries: so many judged test queries are asked, a sample; 0 for all.
         precision: of the model that is measured; training exports both.
@@ -64,6 +65,7 @@ class Plan(BaseModel):
 
     seeds: tuple[int, ...] = Field(min_length=1)
     data: tuple[str, ...] = Field(min_length=1)
+    once: tuple[str, ...] = ()
     beams: tuple[int, ...] = Field(min_length=1)
     queries: int = Field(default=0, ge=0)
     precision: Precision = "float32"
@@ -76,6 +78,8 @@ class Plan(BaseModel):
     def _check(self) -> Plan:
         if out := [beam for beam in self.beams if not 1 <= beam <= MAX_BEAM]:
             raise ValueError(f"beams: {out[0]} is not from 1 to {MAX_BEAM:,}")
+        if unknown := [name for name in self.once if name not in self.data]:
+            raise ValueError(f"once: {unknown[0]!r} is none of the plan's {list(self.data)}")
         folders: dict[str, str] = {}
         for cell in self.cell:
             if unknown := [name for name in cell.data if name not in self.data]:
@@ -111,6 +115,8 @@ def places(plan: Plan) -> Iterator[Place]:
     """Go over all trainings: first every system once, so that tables fill from the top."""
     for seed in plan.seeds:
         for data in plan.data:
+            if seed != plan.seeds[0] and data in plan.once:
+                continue
             for cell in plan.cell:
                 if data in (cell.data or plan.data) and seed in (cell.seeds or plan.seeds):
                     yield Place(data, cell, seed)

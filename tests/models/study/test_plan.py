@@ -34,12 +34,19 @@ def test_cells_are_trained_where_and_with_the_seeds_they_name() -> None:
         {"name": "some", "data": ["b"], **shared},
         {"name": "once", "seeds": [5], **shared},
     ]
-    plan = Plan.model_validate({"seeds": [4, 5], "data": ["a", "b"], "beams": [10], "cell": cells})
+    table = {"seeds": [4, 5], "data": ["a", "b"], "beams": [10], "cell": cells}
+    plan = Plan.model_validate(table)
     trained = [(place.cell.name, place.data, place.seed) for place in places(plan)]
     assert sorted(trained) == sorted(
         [("all", data, seed) for data in "ab" for seed in (4, 5)]
         + [("some", "b", 4), ("some", "b", 5), ("once", "a", 5), ("once", "b", 5)]
     )
+    fewer = [
+        (place.cell.name, place.data, place.seed) for place in places(Plan.model_validate(table | {"once": ["b"]}))
+    ]
+    assert sorted(fewer) == sorted(one for one in trained if one[1:] != ("b", 5))
+    with pytest.raises(ValueError, match="once: 'c' is none of the plan's"):
+        Plan.model_validate(table | {"once": ["c"]})
 
 
 def test_the_encoder_is_tuned_and_decodes_nothing() -> None:
