@@ -188,7 +188,7 @@ def add_geometry(logits: NDArray[np.float64], geometry: NDArray[np.float64], wei
 def vocabulary_log_sum(
     logits: NDArray[np.float64], scale_T: NDArray[np.float32], dense_K: NDArray[np.float32], level_lo: int
 ) -> Scalar:
-    """Return the normaliser over the level's whole vocabulary; overwrites the logits."""
+    """Return the normaliser over the whole span of tokens; overwrites the logits."""
     for code in range(len(dense_K)):
         logits[code] = np.float64(scale_T[level_lo + code]) * np.float64(dense_K[code])
     return log_sum_exp(logits, len(dense_K))

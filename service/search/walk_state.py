@@ -24,7 +24,7 @@ class Rules(NamedTuple):
 
     Attributes:
         scoring: GENERATIVE, GUIDED or GEOMETRIC.
-        full: normalise over the level's vocabulary, and walk every SID to its last token.
+        full: normalise over the depth's span of tokens, and walk every SID to its last token.
         padding: the value that pads rows of `sids_NL`.
         start: row of the start vector in `tokens_TE`.
         weight: of reaches in a score: 0 (GENERATIVE), 1 (GEOMETRIC), or beside the decoder's logits (GUIDED).
