@@ -33,7 +33,7 @@ USER 10001:10001
 VOLUME /var/lib/rhumbline
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=6s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('RHUMB_PORT', '8080') + '/readyz', timeout=5)"]
+HEALTHCHECK --interval=10s --timeout=6s --start-period=600s --retries=3 \
+    CMD ["python", "-c", "import os, sys, http.client as h; c = h.HTTPConnection('127.0.0.1', int(os.environ.get('RHUMB_PORT', '8080')), timeout=5); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["rhumb"]
 CMD ["serve"]

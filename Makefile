@@ -1,5 +1,5 @@
 # make serve: install, index this Python's documentation, serve it on http://127.0.0.1:8080
-# make test, make lint: what continuous integration runs
+# make test, make lint: what continuous integration runs, with make results ARGS=--quick and make answers
 # make bench: the measurements, with their goals
 # make results: train and measure every system of the papers; resumable
 # make train ARGS="DATA --encoder sentence-transformers/all-MiniLM-L6-v2 --out runs/mine": train on a folder in the BEIR layout
@@ -44,9 +44,9 @@ OUT ?= runs/study
 results: $(DEVELOPING)
 	$(BIN)/rhumb study --out $(OUT) $(ARGS)
 
-# Ask every model of a quick study over HTTP: make answers OUT=...
+# Ask every model of a quick study over HTTP: make answers OUT=...; of a whole one, those of a data set: ARGS=DATA/tldr
 answers: $(DEVELOPING)
-	$(BIN)/python -m tests.answer_over_http $(OUT)
+	$(BIN)/python -m tests.answer_over_http $(OUT) $(ARGS)
 
 train: $(DEVELOPING)
 	$(BIN)/rhumb train $(ARGS)

@@ -36,7 +36,7 @@ def train(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     seed: Annotated[int | None, typer.Option(min=0, max=(1 << 63) - 1, help="Instead of the recipe's.")] = None,
     history: Annotated[
-        int | None, typer.Option(min=0, help="Earlier items of a query to use, instead of the recipe's.")
+        int | None, typer.Option(min=0, max=1000, help="Earlier items of a query to use, instead of the recipe's.")
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with a run that was cut off.")] = True,
 ) -> None:
@@ -62,8 +62,11 @@ def train(
         if history is not None:
             chosen = chosen.model_copy(update={"text": chosen.text.model_copy(update={"history_count": history})})
         run(chosen, data, out, device, resume)
-    corpus = data[0] if len(data) == 1 else "CORPUS"
-    typer.echo(f"next: rhumb index --model {out / 'model-int8'} --corpus {corpus} --out {out / 'bundle'}")
+    corpus = data[0] if len(data) == 1 else Path("DATA")
+    vectors = out / "vectors" / f"{corpus.resolve().name}.npy"
+    typer.echo(
+        f"next: rhumb index --model {out / 'model-int8'} --corpus {corpus} --vectors {vectors} --out {out / 'bundle'}"
+    )
 
 
 def _refuse_for_adapter(given: dict[str, str | bool]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from models.data import DataError, Qrels
 from models.popularity import head_mask
+from service.search.options import MAX_TOP_K
 
 PAPER_DEPTHS = (500, 1000, 2000)
 DEEPEST_SHARE = 0.1  # of the corpus: a result list of more than this hardly selects
@@ -39,12 +40,12 @@ class DeepMeasures:
 def scaled_depths(documents: int) -> tuple[int, ...]:
     """Scale the depths 500, 1,000 and 2,000 to a corpus: in the same proportion, the last at most a tenth of it.
 
-    From 20,000 documents on they are the paper's own.
+    And at most as many as an answer may hold: from 10,000 documents on they are half the paper's.
 
     Raises:
         DataError: a corpus too small for three depths.
     """
-    deepest = min(PAPER_DEPTHS[-1], int(DEEPEST_SHARE * documents))
+    deepest = min(PAPER_DEPTHS[-1], MAX_TOP_K, int(DEEPEST_SHARE * documents))
     depths = tuple(deepest * depth // PAPER_DEPTHS[-1] for depth in PAPER_DEPTHS)
     if depths[0] < 1:
         raise DataError(f"{documents} documents are too few for three depths: at least 40 are needed")

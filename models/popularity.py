@@ -30,11 +30,6 @@ class Bucket:
     queries: int
     hits: int
 
-    @property
-    def hit_rate(self) -> float:
-        """Hits per query; NaN without queries."""
-        return self.hits / self.queries if self.queries else float("nan")
-
 
 def hits_by_popularity(
     frequency_N: NDArray[np.integer[Any]],

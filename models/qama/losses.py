@@ -102,11 +102,6 @@ def level_orthogonality(values_BD: Tensor, prefixes: tuple[int, ...], level: int
     return torch.stack(terms).sum() / len(values_BD)
 
 
-def orthogonality(values_BD: Tensor, prefixes: tuple[int, ...]) -> Tensor:
-    """Inter-level orthogonality (eq. 16), all levels."""
-    return torch.stack([level_orthogonality(values_BD, prefixes, level) for level in range(len(prefixes))]).sum()
-
-
 def variance_ramp(progress: float) -> float:
     """Weight of eq. 17 at progress t/T: max(0.2, (e^{t/T} - 1) / (e - 1))."""
     return max(MIN_RAMP, math.expm1(progress) / math.expm1(1))

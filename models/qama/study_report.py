@@ -122,9 +122,9 @@ def _how(results: Results) -> str:
         f"vectors on the test queries ({sets}). An adapter is trained for each set on its documents and its train "
         "queries with their documents; `documents only` sees no query and no judgement. No adapter sees a test "
         f"query: train queries that have the text of one are left out ({left_out}). "
-        f"Mean ± standard deviation of {seeds} seed{'s' if seeds > 1 else ''}. Train queries teach the adapter "
-        "the task as well, which is why floats of the adapter (FP32 columns) can pass 100 %: the loss to quantisation "
-        "alone is the distance between a level and the FP32 column of the same row."
+        f"Mean ± population standard deviation of {seeds} seed{'s' if seeds > 1 else ''}. Train queries teach the "
+        "adapter the task as well, which is why floats of the adapter (FP32 columns) can pass 100 %: the loss to "
+        "quantisation alone is the distance between a level and the FP32 column of the same row."
     )
 
 

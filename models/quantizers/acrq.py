@@ -22,6 +22,7 @@ would end each after one code, however many items share it.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from models.quantizers.base import FitReport, Quantizer, QuantizerError, Quantiz
 from models.quantizers.kmeans import KMeansSettings, kmeans, nearest
 from models.quantizers.lengths import RuledQuantizer
 from models.quantizers.points import BLOCK_ROWS, Points, VectorError
-from models.quantizers.residual import residual_codes, without_nearest
+from models.quantizers.residual import residual_codes, sum_codewords, without_nearest
 from models.quantizers.sarq import check_threshold, path_rule
 from models.quantizers.settings import check_least, check_positive
 
@@ -84,6 +85,15 @@ class ACRQSettings(QuantizerSettings):
         """A of each level: at least one row, and one less than all."""
         return tuple(min(max(round((1 - self.extension) * size), 1), size - 1) for size in self.level_sizes)
 
+    @property
+    def extensions(self) -> tuple[int, ...]:
+        """Rows of each level that the tail adds."""
+        return tuple(size - anchors for size, anchors in zip(self.level_sizes, self.anchors, strict=True))
+
+    def head(self, documents: int) -> int:
+        """Give how many of so many documents are head."""
+        return min(math.ceil(self.head_share * documents), documents)
+
 
 @register
 class ACRQ(Quantizer):
@@ -104,6 +114,16 @@ class ACRQ(Quantizer):
         super().__init__(self.settings)
         self.interactions_N: NDArray[np.integer[Any]] | None = None
 
+    @property
+    def least_documents(self) -> int:
+        """As many as give the head a document for every anchor of a level, and the tail one for every extension row."""
+        settings = self.settings
+        return next(
+            n
+            for n in itertools.count(max(settings.level_sizes))
+            if settings.head(n) >= max(settings.anchors) and n - settings.head(n) >= max(settings.extensions)
+        )
+
     def _fit(self, points: Points, bar: Progress) -> FitReport:
         settings = self.settings
         head, tail = self._split(points)
@@ -123,13 +143,13 @@ class ACRQ(Quantizer):
     def _split(self, points: Points) -> tuple[Tensor, Tensor]:
         """Give the rows of head and tail, each ascending."""
         settings, n = self.settings, points.rows
-        head = min(math.ceil(settings.head_share * n), n)
-        extensions = [size - anchors for size, anchors in zip(settings.level_sizes, settings.anchors, strict=True)]
-        for name, rows, codes in (("head", head, settings.anchors), ("tail", n - head, extensions)):
+        head = settings.head(n)
+        for name, rows, codes in (("head", head, settings.anchors), ("tail", n - head, settings.extensions)):
             if rows < max(codes):
                 raise VectorError(
                     f"{rows} of {n} documents are {name} (head_share {settings.head_share}), its largest level has "
-                    f"{max(codes)} codes: use fewer codes, another head_share or more documents"
+                    f"{max(codes)} codes: use fewer codes, another head_share or more documents "
+                    f"({self.least_documents:,} are enough)"
                 )
         order = torch.from_numpy(head_order(self.interactions_N, _cell_sizes(points, settings)).copy())
         return order[:head].sort().values, order[head:].sort().values
@@ -145,7 +165,7 @@ class ACRQ(Quantizer):
         return residual_codes(self.codebooks, block_ND)
 
     def _reconstruct(self, codes_NL: Tensor) -> Tensor:
-        return (gather(self.codebooks, codes_NL) * (codes_NL >= 0)[..., None]).sum(dim=1)
+        return sum_codewords(self.codebooks, codes_NL)
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,11 @@ class Quantizer(ABC):
         """K of each level."""
         return self._settings.level_sizes
 
+    @property
+    def least_documents(self) -> int:
+        """The smallest corpus that codebooks can be learnt from: a document for every code of the widest level."""
+        return max(self.level_sizes)
+
     def fit(self, vectors: VectorArray, device: torch.device | str = "cpu", progress: bool = True) -> FitReport:
         """Learn the codebooks.
 

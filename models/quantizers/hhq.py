@@ -12,7 +12,7 @@ through the chain of reflections.
 
 Beyond the paper, each switchable: dead codes are revived between epochs (the paper names collapse as a limit), the
 learning rate falls to zero on a cosine, and neighbours are kept apart (`separation`). `paper_settings()` gives the
-plain version, `hhq_paper` of `rhumb quantize`.
+version without revival and separation, `hhq_paper` of `rhumb quantize`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class HHQSettings(QuantizerSettings):
 
 
 def paper_settings(settings: HHQSettings) -> HHQSettings:
-    """Give the same settings without what the paper does not have."""
+    """Give the same settings without revival and separation; some schedule a learning rate must have."""
     return replace(settings, revive=False, separation=0.0)
 
 

@@ -160,7 +160,7 @@ def _sample(points: Points, rows: int, generator: torch.Generator) -> Points:
 
 
 def _start(points: Points, codes: int, settings: KMeansSettings, generator: torch.Generator) -> Tensor:
-    pool = _sample(points, max(codes * SEED_POINTS_PER_CODE, codes), generator)
+    pool = _sample(points, codes * SEED_POINTS_PER_CODE, generator)
     pool_PD = torch.cat([block for _, block in pool.blocks()])
     if settings.start == "sample":
         return pool_PD[:codes].clone()

@@ -35,6 +35,9 @@ from service.model.lengths import NAMES, LengthRule, read_rule
 Rule = dict[str, NDArray[np.int32]]
 
 
+SAID_BY_ITSELF = {"system": "base", "level_sizes": "level_sizes", "seed": "seed"}
+
+
 @dataclasses.dataclass(frozen=True)
 class LengthSettings(QuantizerSettings):
     """Settings of systems that shorten the SIDs of a base.
@@ -89,11 +92,14 @@ class Shortened(RuledQuantizer):
         settings = settings or self.settings_class()
         super().__init__(settings)
         table = {"system": settings.base, "seed": settings.seed} | settings.base_settings
-        if "level_sizes" in settings.base_settings:
-            raise QuantizerError("base_settings.level_sizes is set: level_sizes of the quantizer itself says them")
+        for key, remedy in SAID_BY_ITSELF.items():
+            if key in settings.base_settings:
+                raise QuantizerError(f"base_settings.{key} is set: {remedy} of the quantizer itself says it")
         self._base = make_quantizer(table | {"level_sizes": list(settings.level_sizes)})
         if isinstance(self._base, RuledQuantizer):
             raise QuantizerError(f"base {settings.base!r} has a length rule of its own: choose a base of fixed length")
+        if hasattr(self._base, "interactions_N"):
+            raise QuantizerError(f"base {settings.base!r} tells head from tail itself: use it alone, or sa2crq")
         if not self._base.in_vector_space:
             raise QuantizerError(
                 f"base {settings.base!r} has codes in a space of its own: choose one beside the vectors"
@@ -103,6 +109,11 @@ class Shortened(RuledQuantizer):
     def state(self) -> QuantizerState:
         """Give what a model stores; its kind is what the base's settings make it."""
         return super().state()._replace(kind=self._chooser().state().kind)
+
+    @property
+    def least_documents(self) -> int:
+        """The base's."""
+        return self._base.least_documents
 
     def _fit(self, points: Points, bar: Progress) -> FitReport:
         found = self._base._fit(points, bar)

@@ -51,9 +51,6 @@ class Points:
         if self.rows * self.dim * 4 <= held_bytes:
             self._held = torch.cat([self._load(start) for start in range(0, self.rows, BLOCK_ROWS)])
 
-    def __len__(self) -> int:
-        return self.rows
-
     def through(self, transform: Transform) -> Points:
         """Give the same rows after one more transform (held when this one is, derived block by block otherwise)."""
         if self._held is not None:

@@ -1,4 +1,4 @@
-"""RQ-KMeans: residual quantization by Euclidean k-means, the baseline that every claim is measured against.
+"""RQ-KMeans: residual quantization by Euclidean k-means, the baseline that most claims are measured against.
 
 Shapes: N documents, D dimensions, K codes, L levels.
 

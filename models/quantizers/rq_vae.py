@@ -113,7 +113,8 @@ class RQVAE(Quantizer):
         if not count:
             raise QuantizerError(f"a state of rq_vae needs the tensors projection.*, got {sorted(tensors)}")
         names = [(f"projection.weight_{number}", f"projection.bias_{number}") for number in range(count)]
-        self.encoder = [(_tensor(tensors[weight]), _tensor(tensors[bias])) for weight, bias in names]
+        device = self.codebooks[0].device
+        self.encoder = [(_tensor(tensors[w]).to(device), _tensor(tensors[b]).to(device)) for w, b in names]
 
     def _check_dim(self, dim: int) -> None:
         expected = self.encoder[0][0].shape[1]

@@ -15,11 +15,15 @@ from models import tensors as files
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run stands: `epoch` epochs of stage `stage` are done, `steps` optimizer steps taken in it."""
+    """Where a run stands: `epoch` epochs of stage `stage` are done, `steps` optimizer steps taken in it.
+
+    `logged` are the bytes of its log: what a run wrote after its last checkpoint, it will write again.
+    """
 
     stage: int = 0
     epoch: int = 0
     steps: int = 0
+    logged: int = 0
 
 
 def save_checkpoint(

@@ -29,7 +29,7 @@ class Material:
         real, pseudo: pairs to train on.
         held_out: pairs to validate on: the dev split where there is one, otherwise a part of train; of a user's
             queries the last at most, as when serving: nothing later is known.
-        names: of the data sets.
+        sizes: documents of each data set, by its folder's name.
         document_words: what of each document lexical search indexes.
         held_out_words: the text of each pair's query in `held_out`, without prefix and history.
     """
@@ -39,7 +39,7 @@ class Material:
     real: list[Pair]
     pseudo: list[Pair]
     held_out: list[Pair]
-    names: tuple[str, ...]
+    sizes: dict[str, int]
     document_words: list[str] = field(default_factory=list)
     held_out_words: list[str] = field(default_factory=list)
 
@@ -55,6 +55,9 @@ def gather(datasets: Sequence[Dataset], recipe: Recipe, tokenizer: Tokenizer) ->
         raise RecipeError(
             "pseudo_queries.source = 'file' names documents of one data set: train on one, or sample them"
         )
+    sizes = {dataset.folder.resolve().name: len(dataset.documents) for dataset in datasets}
+    if len(sizes) < len(datasets):
+        raise RecipeError(f"two of the {len(datasets)} data sets are in folders of one name: rename one")
     documents: list[str] = []
     texts: list[str] = []
     plain: dict[int, str] = {}  # of a real query's row, what was asked
@@ -95,7 +98,7 @@ def gather(datasets: Sequence[Dataset], recipe: Recipe, tokenizer: Tokenizer) ->
         real=[kept[row] for row in learnt],
         pseudo=pseudo,
         held_out=held_out,
-        names=tuple(dataset.folder.name for dataset in datasets),
+        sizes=sizes,
         document_words=[words_of(d.title, d.text) for dataset in datasets for d in dataset.documents],
         held_out_words=[plain[query] for query, _ in held_out],
     )

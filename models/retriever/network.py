@@ -273,8 +273,9 @@ def load_backbone(name: str, dropout: float = 0.0) -> nn.Module:
 class Retriever(nn.Module):
     """Encoder, decoder, tied token embeddings and the learnt scales of scoring, one per level.
 
-    `tokens` (T, E) are the codebooks: input embeddings and output heads alike (DGI eq. 9); they move only when
-    `train_tokens` is set. `start` (E) is read before the first code.
+    `tokens` (T, E) are the codebooks: input embeddings and output heads alike (DGI eq. 9); they move in
+    joint stages, where codes are no vectors to read, and when `train_tokens` is set. `start` (E) is read before the
+    first code.
     """
 
     level_of_token: Tensor

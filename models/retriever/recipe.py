@@ -203,7 +203,7 @@ class Recipe(Table):
     notes: str = ""
     licences: tuple[str, ...] = ()
     fusion_weight: float = Field(default=20.0, ge=0)
-    lexical_weight: float | None = Field(default=None, gt=0, le=MAX_LEXICAL_WEIGHT)  # None: held-out queries choose
+    lexical_weight: float | None = Field(default=None, ge=0, le=MAX_LEXICAL_WEIGHT)  # None: held-out queries choose
     default_scoring: Scoring = "guided"
 
     @field_validator("quantizer")
@@ -258,6 +258,25 @@ class Recipe(Table):
         return self
 
     @model_validator(mode="after")
+    def _the_index_holds_what_was_trained(self) -> Recipe:
+        last = self.stage[-1]
+        if last.objective == "decode" and last.encoder_lr:
+            raise ValueError(
+                f"stage {last.name!r} comes last and moves the encoder (encoder_lr {last.encoder_lr}): documents would "
+                "get other codes than it was taught; add a decode stage with encoder_lr = 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _copied_queries_can_be_found(self) -> Recipe:
+        if self.text.query_prefix and any(stage.leave_out for stage in self.stage):
+            raise ValueError(
+                f"leave_out looks for a query's words in its document, and text.query_prefix is "
+                f"{self.text.query_prefix!r}: use one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _default_scoring_is_trained(self) -> Recipe:
         name = self.default_scoring
         if "default_scoring" not in self.model_fields_set or name == "geometric":
@@ -272,6 +291,11 @@ class Recipe(Table):
 
     @model_validator(mode="after")
     def _held_out_queries_can_choose(self) -> Recipe:
+        if self.quantizer.get("held_out") and "threshold" in self.quantizer:
+            raise ValueError(
+                f"quantizer.threshold is {self.quantizer['threshold']}, and with held_out the held-out queries choose "
+                "it: use one of them"
+            )
         if self.quantizer.get("held_out") and not self.decoder.layers:
             raise ValueError(
                 "quantizer.held_out lets held-out queries choose the lengths by the decoder's walk: decoder.layers "

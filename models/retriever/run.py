@@ -29,6 +29,7 @@ from models.retriever.shelf import Shelf
 from models.retriever.tree import CodeTree, build_tree
 from models.retriever.words import choose_lexical_weight
 from models.tensors import write_errors
+from service.index.arrays import write_array
 from service.index.manifest import DEFAULT_LEXICAL_WEIGHT
 from service.model.tokens import WordTokenizer
 
@@ -73,9 +74,14 @@ class Run:
         body = json.dumps([self.recipe.model_dump(mode="json"), *texts, *pairs, material.held_out])
         return hashlib.sha256(body.encode()).hexdigest()
 
+    @property
+    def log_file(self) -> Path:
+        """Where `log` writes."""
+        return self.out / "log.jsonl"
+
     def log(self, **row: object) -> None:
         """Append a line to log.jsonl and show it."""
-        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+        with self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         console.print("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
 
@@ -105,10 +111,10 @@ def start_run(recipe: Recipe, datasets: Sequence[Dataset], out: Path, device: st
     check_lengths(recipe, backbone)
     freeze(backbone, recipe)
     quantizer = make_quantizer(quantizer_table(recipe))
-    if (most := max(quantizer.level_sizes)) > len(material.documents):
+    if (least := quantizer.least_documents) > (documents := len(material.documents)):
         raise RecipeError(
-            f"quantizer.level_sizes has a level of {most} codes for {len(material.documents)} documents: "
-            "use fewer codes, or more documents"
+            f"quantizer.level_sizes has a level of {max(quantizer.level_sizes):,} codes for {documents:,} documents, "
+            f"and {quantizer.system} learns so many from {least:,} at least: use fewer codes, or more documents"
         )
     if (
         not quantizer.in_vector_space
@@ -278,19 +284,36 @@ def weigh_words(run: Run) -> float:
 
 
 def publish_run(run: Run) -> Path:
-    """Export both precisions, and the encoder if it was tuned."""
+    """Export both precisions, the documents' vectors, and the encoder if it was tuned."""
     if not run.fitted:
         fit_quantizer(run, run.vectors_ND if run.vectors_ND is not None else encode_documents(run))
     weight = weigh_words(run)
+    write_vectors(run)
     run.retriever.to("cpu").eval()
     state = run.quantizer.state()
+    names = tuple(run.material.sizes)
     for precision, name in (("float32", "model"), ("int8", "model-int8")):
         target = run.out / name
-        publish_model(run.retriever, state, run.tokenizer, run.recipe, run.material.names, target, precision, weight)  # type: ignore[arg-type]
+        publish_model(run.retriever, state, run.tokenizer, run.recipe, names, target, precision, weight)  # type: ignore[arg-type]
         console.print(f"model written: {target}")
     if any(stage.encoder_lr for stage in run.recipe.stage):
         save_encoder(run)
     return run.out / "model"
+
+
+def write_vectors(run: Run) -> None:
+    """Write the vectors that the SIDs were made from, a file for each data set, in the order of its corpus.
+
+    An index that is given them has the SIDs that were trained, whatever the precision of its encoder (decision 15).
+    """
+    vectors_ND = encode_documents(run) if run.vectors_ND is None else run.vectors_ND
+    folder = run.out / "vectors"
+    with write_errors(folder):
+        folder.mkdir(exist_ok=True)
+        first = 0
+        for name, count in run.material.sizes.items():
+            write_array(folder / f"{name}.npy", vectors_ND[first : first + count].cpu().numpy())
+            first += count
 
 
 def save_encoder(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""The two kinds of training stage, one epoch each: `contrast_epoch` and `decode_epoch`. Both read downwards.
+"""Two of the three kinds of training stage, one epoch each: `contrast_epoch` and `decode_epoch` (the third is `joint`).
 
 Legend: B queries of a batch, G documents of a batch, N documents, L levels, D dimensions, T tokens.
 """

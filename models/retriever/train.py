@@ -2,7 +2,8 @@
 
 A run folder holds `checkpoint.safetensors`, `log.jsonl` and, at the end, `model/` (float32) and `model-int8/`.
 The encoder may move in a stage; SIDs are always made from the vectors of the encoder as it stands when a decode stage
-begins, so the last stage of a recipe leaves the encoder frozen and the model consistent.
+begins, so a decode stage that comes last leaves the encoder frozen, and the model is consistent. `vectors/` keeps the
+documents' vectors, for an index of the same SIDs.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ def train(
     checkpoint_path, fingerprint = out / "checkpoint.safetensors", run.fingerprint()
     checkpoint = load_checkpoint(checkpoint_path, fingerprint) if resume else None
     place = checkpoint.place if checkpoint else Place()
+    with run.log_file.open("ab") as log:
+        log.truncate(min(place.logged, log.tell()))
     if checkpoint:
         restore(run, checkpoint.model, checkpoint.extra)
         console.print(f"resuming at stage {place.stage + 1}, epoch {place.epoch + 1}")
@@ -232,7 +235,7 @@ def run_epochs(
             named = {f"{name}_loss": loss for name, loss in losses.items()} | scores
             run.log(stage=stage.name, epoch=epoch + 1, **named, seconds=time.monotonic() - began)
             keep_best(run, stage, scores)
-            place = Place(number, epoch + 1, schedule.taken)
+            place = Place(number, epoch + 1, schedule.taken, run.log_file.stat().st_size)
             save_checkpoint(checkpoint_path, place, fingerprint, run.retriever, optimizer, extras(run))
     if run.best:
         run.retriever.load_state_dict(run.best)
@@ -251,7 +254,8 @@ def run_epochs(
         untie_codebooks(run.quantizer)
         work.tree = make_tree(run)
         run.log(stage=stage.name, **walked_scores(work, run.material.held_out))
-    save_checkpoint(checkpoint_path, Place(number + 1), fingerprint, run.retriever, None, extras(run))
+    place = Place(number + 1, logged=run.log_file.stat().st_size)
+    save_checkpoint(checkpoint_path, place, fingerprint, run.retriever, None, extras(run))
 
 
 def run_epoch(run: Run, work: Work, schedule: Schedule, seed: str) -> dict[str, float]:

@@ -120,7 +120,7 @@ def walked_ranks(work: Work, pairs: Sequence[Pair], scoring: Scoring, batch: int
 def walked_scores(work: Work, pairs: Sequence[Pair], measures: Sequence[str] = ("mrr",)) -> dict[str, float]:
     """Measures of the walks that the recipe trains, by name: `generative_mrr`, `guided_mrr`, and so on.
 
-    None without pairs, or while codes move and there is no tree.
+    Empty without pairs, or while codes move and there is no tree.
     """
     trained: dict[Scoring, float] = {"generative": work.objective.generative, "guided": work.objective.guided}
     if not pairs or work.tree is None:

@@ -16,7 +16,7 @@ from service.model.tokens import WordTokenizer
 from service.ops.progress import progress_bar
 from service.search.lexical import LexicalSearch
 
-WEIGHTS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
+WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
 
 
 def choose_lexical_weight(
@@ -40,19 +40,19 @@ def choose_lexical_weight(
         vectors_ND: unit vectors of the documents.
 
     Returns:
-        The weight, the smallest of equals; its MRR@10, and the MRR@10 without words.
+        The weight, the smallest of equals (0 where words help none); its MRR@10, and the MRR@10 without words.
     """
     postings = build_postings([tokenizer.tokens(documents)], tokenizer.vocabulary)
     search = LexicalSearch(postings, len(documents), tokenizer)
     tokens_Q, everything_N = search.tokens(queries), np.arange(len(documents))
-    ranks = np.empty((1 + len(WEIGHTS), len(queries)), np.int64)
+    ranks = np.empty((len(WEIGHTS), len(queries)), np.int64)
     with progress_bar("weight of words", len(queries)) as advance:
         for row, wanted in enumerate(wanted_Q):
             cosine_N, share_N = vectors_ND @ vectors_QD[row], search.shares(tokens_Q[row], everything_N)
-            for place, weight in enumerate((0.0, *WEIGHTS)):
+            for place, weight in enumerate(WEIGHTS):
                 score_N = cosine_N + weight * share_N
                 ranks[place, row] = 1 + int((score_N > score_N[wanted]).sum())
             advance(1)
     gains = [mean_reciprocal_rank(ranks_Q) for ranks_Q in ranks]
-    best = max(range(1, len(gains)), key=lambda place: (gains[place], -place))
-    return WEIGHTS[best - 1], gains[best], gains[0]
+    best = max(range(len(gains)), key=lambda place: (gains[place], -place))
+    return WEIGHTS[best], gains[best], gains[0]

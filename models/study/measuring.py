@@ -19,7 +19,7 @@ from models.popularity import hits_by_popularity
 from models.quantizers.quality import HEAD_SHARE
 from models.quantizers.report import load_sids, report_sids
 from models.retriever.train import train_splits
-from models.study.claims import BEAM
+from models.study.claims import BEAM, FREE_QUERIES, GIVEN_QUERIES
 from models.study.given import measure_given_first
 from models.study.plan import Plan
 from models.task import SAMPLED, Settings, Task, first_queries, make_task
@@ -27,8 +27,6 @@ from service.index.bundle import open_bundle
 from service.search.pipeline import Pipeline
 
 MEASUREMENT = 2  # raise it when figures are measured in another way: those that are there are measured again
-FREE_QUERIES = 200  # are decoded without the trie
-GIVEN_QUERIES = 500  # walks with the first code given are walked one by one
 HEAD_CODES_HOLD = 0.5  # of the documents (Hourglass, table 1, does not say)
 RANKED = ("lexicographic", "fused", SAMPLED)  # orders of a walk's candidates that are measured
 HIT_DEPTH = 10  # of hits by popularity

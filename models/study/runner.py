@@ -1,6 +1,6 @@
 """Runs a study: every cell is trained, indexed and measured once, and its figures are kept.
 
-    out/DATA/encoder/             the tuned encoder that the cells of a data set share, and its vectors of the documents
+    out/DATA/encoder/             the tuned encoder that the cells of a data set share
     out/DATA/CELL/SEED/           a training; of one whose figures are there, the model that was measured
     figures/DATA/CELL/SEED.json   the figures, with the fingerprint of what they were measured on
 
@@ -10,7 +10,6 @@ Figures are small: kept with the page that is made of them, they let a study go 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 
 from models.data import SEQUENCES, DataError, Dataset, load_dataset
@@ -32,11 +30,7 @@ from models.retriever.train import train, train_splits
 from models.study.measuring import MEASUREMENT, RANKED, measure_bundle
 from models.study.plan import Place, Plan, cell_recipe, encoder_recipe, places
 from models.study.prints import cell_print, encoder_print, source_print
-from service.index.arrays import write_array
 from service.index.build import build_bundle
-from service.index.bundle import open_model
-from service.model.encoder import Encoder
-from service.model.text import document_text
 
 console = Console(stderr=True)
 
@@ -179,10 +173,10 @@ def run_cell(job: Job, folder: Path, out: Path, figures: Path, plan: Plan, devic
     recipe, run, bundle = job.recipe, out / "run", out / "bundle"
     dataset = _load(folder, recipe)
     model = run / ("model" if plan.precision == "float32" else "model-int8")
-    if not (keep_if_same(run, job.model) and model.is_dir()):
+    vectors = run / "vectors" / f"{folder.resolve().name}.npy"
+    if not (keep_if_same(run, job.model) and model.is_dir() and vectors.is_file()):
         train(recipe, [dataset], run, device, shelf=shelf)
-    frozen = not any(stage.encoder_lr for stage in recipe.stage)
-    vectors_ND = document_vectors(dataset, recipe) if frozen else None
+    vectors_ND = np.load(vectors, allow_pickle=False)
     build_bundle(model, dataset.documents, bundle, vectors=vectors_ND, progress=False, replace=True, lexical=False)
     log = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
     result = measure_bundle(bundle, folder, plan) | {"log": log, "made": made_by(device), "fingerprint": job.figures}
@@ -204,24 +198,6 @@ def made_by(device: str) -> dict[str, str]:
         "device": device,
         "source": source_print(),
     }
-
-
-def document_vectors(dataset: Dataset, recipe: Recipe) -> NDArray[np.float32]:
-    """Encode the documents as indexing does, once for all cells that leave the encoder frozen; kept beside it.
-
-    What is kept is named by what it is of: the texts, how much of them the encoder reads, and how it pools.
-    """
-    read = [document_text(document.title, document.text, recipe.text) for document in dataset.documents]
-    of = json.dumps([recipe.text.max_document_tokens, recipe.encoder.pooling, read])
-    kept = Path(recipe.encoder.name).parent / f"vectors-{hashlib.sha256(of.encode()).hexdigest()[:16]}.npy"
-    if not kept.is_file():
-        model = open_model(kept.with_name("model"))
-        texts = [(document.title, document.text) for document in dataset.documents]
-        partial = kept.with_suffix(".partial.npy")
-        write_array(partial, Encoder(model.encoder_file, model.tokenizer_file, recipe.text, 1).encode_documents(texts))
-        partial.replace(kept)
-    vectors_ND: NDArray[np.float32] = np.load(kept, allow_pickle=False)
-    return vectors_ND
 
 
 def keep_if_same(run: Path, print_: str) -> bool:

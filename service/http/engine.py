@@ -11,19 +11,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from service import __version__
 from service.http.problems import Problem, invalid, overloaded
 from service.http.rendering import SearchPipeline, explain, render_results
 from service.http.schemas import DocumentIds, QueryAnswer, Result
 from service.model.tokens import TextError
 from service.ops.cache import AnswerCache, answer_key
 from service.ops.metrics import Metrics
+from service.ops.sources import sources_digest
 from service.search.filters import DocumentFilter
+from service.search.modes import served
 from service.search.options import SearchOptions
 
 logger = logging.getLogger(__name__)
@@ -69,11 +70,17 @@ class Search:
     def keys(self, digest: str) -> list[str]:
         """Return the cache key of each query: everything that its answer depends on."""
         allowed = None if self.filter is None else sorted(set(self.filter.ids))
-        how = repr((__version__, self.options, sorted(self.include), allowed))  # once: a filter may be long
+        how = repr((_code(), self.options, sorted(self.include), allowed))  # once: a filter may be long
         histories = self.histories or [[]] * len(self.queries)
         return [
             answer_key([digest, how, query, *history]) for query, history in zip(self.queries, histories, strict=True)
         ]
+
+
+@cache
+def _code() -> str:
+    """What answers: services of other code that share a Redis do not read these."""
+    return sources_digest("search", "model", "http")
 
 
 class Engine:
@@ -253,7 +260,9 @@ class Engine:
         bundle.touch()
         if codes is not None:
             codes.warm_up()
-        if codes is not None or words is not None:
+        if words is not None:
+            self._canary(SearchOptions(mode="lexical"))
+        if "hybrid" in served(self.pipeline.has):
             self._canary(SearchOptions(mode="hybrid"))
         first = DocumentFilter.from_positions([0], bundle.manifest.documents)
         for scoring in bundle.manifest.model.scorings:

@@ -135,7 +135,7 @@ async def livez() -> dict[str, str]:
 @service_router.get(
     "/readyz",
     summary="Whether the service takes work",
-    responses={503: {"description": "Starting, draining, or not answering its canary query."}},
+    responses={503: {"description": "Draining, or not answering its canary query."}},
 )
 async def readyz(shared: FromApp) -> dict[str, str]:
     """Send a canary query through the whole pipeline, at most once a second."""

@@ -9,6 +9,7 @@ An interrupt from the keyboard, or a second signal, skips to step 2. Before the 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -24,6 +25,9 @@ from service.http.protocol import bounded_protocol
 from service.http.readiness import Phase, Readiness
 from service.ops.settings import Settings
 
+logger = logging.getLogger(__name__)
+
+SPARE_FILES = 256  # beside connections: documents, Redis, logs
 BACKLOG = 2048  # connections that wait to be accepted
 STARTUP_FAILURE = 3  # uvicorn's exit status of an application that did not start
 KEEP_ALIVE_SECONDS = 75  # longer than the usual idle time of load balancers, so that they close first
@@ -95,6 +99,25 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+def raise_file_limit(wanted: int) -> None:
+    """Let this process open so many files and sockets, as far as its hard limit goes: many systems begin with 1,024."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        logger.warning(
+            "this process may open %d files, RHUMB_MAX_CONNECTIONS wants %d: raise its limit (ulimit -n)",
+            allowed,
+            wanted,
+        )
+
+
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """Return uvicorn's configuration for the application."""
     metrics = app.state.shared.metrics
@@ -116,6 +139,7 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 def run_server(app: FastAPI, settings: Settings, bound: socket.socket, on_started: Callable[[], None]) -> None:
     """Serve until a signal ends it; raises SystemExit with status 3 where the application does not start."""
     readiness: Readiness = app.state.shared.readiness
+    raise_file_limit(settings.max_connections + SPARE_FILES)
     server = Server(server_config(app, settings), readiness, settings.drain_seconds, on_started)
     server.run(sockets=[bound])
     if not server.started:

@@ -2,9 +2,10 @@
 
 Letters: N documents, D dimensions, L levels.
 
-It reads top to bottom in `build_bundle`. Memory holds the SIDs and one chunk of documents; documents and vectors go
-through files of the staging folder, because their final order is known only when all SIDs are. Files are written by
-`write`, not through memory maps: a full disk is then an error, where under a map it is a killed process.
+It reads top to bottom in `build_bundle`. Memory holds the SIDs, the postings, the regions and one chunk of documents;
+documents and vectors go through files of the staging folder, because their final order is known only when all SIDs are.
+Files are written by `write`, not through memory maps: a full disk is then an error, where under a map it is a killed
+process.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from service.model.tokens import WordTokenizer, chunks, read_tokenizer
 from service.ops.progress import progress_bar
 
 GIVEN_NORM_TOLERANCE = 1e-2  # of vectors that come from elsewhere, float16 among them; they are normalised again
+GIVEN_HELD = 16  # of them, evenly spread, are held against the encoder's own
+GIVEN_COSINE = 0.9  # that they must have: float32 vectors have .99 and more to those of an int8 encoder
 
 
 class Spool(DocumentStore):
@@ -71,7 +74,8 @@ def build_bundle(
         model: the model's folder; verified first.
         documents: read once, in order.
         target: the folder to publish.
-        vectors: (N, D) unit vectors of the documents in their order, where they are known; else they are encoded.
+        vectors: (N, D) unit vectors of the documents in their order, where they are known, as a training keeps
+            them; else they are encoded.
         replace: whether an artefact at `target` is replaced.
         threads: threads of the encoder; None for every CPU this process may use.
         progress: whether bars are shown on stderr.
@@ -169,16 +173,24 @@ def _vector_blocks(
 ) -> Iterator[NDArray[np.float32]]:
     """Give the unit vectors of all documents, window by window: those given, or the encoder's."""
     if vectors is not None:
-        return _given_blocks(vectors, (len(store), model.manifest.dimensions))
+        return _given_blocks(model, store, vectors, threads)
     return _encoded_blocks(model, store, threads, progress)
 
 
-def _given_blocks(vectors: NDArray[Any], shape: tuple[int, int]) -> Iterator[NDArray[np.float32]]:
+def _given_blocks(
+    model: Model, store: Spool, vectors: NDArray[Any], threads: int | None
+) -> Iterator[NDArray[np.float32]]:
+    """Give the vectors that came with the documents; a few of them are held against what the encoder makes."""
+    shape = len(store), model.manifest.dimensions
     if vectors.shape != shape:
         raise ArtefactError(
             f"the given vectors have shape {vectors.shape}, {shape[0]} documents and a model of {shape[1]} dimensions "
             f"need {shape}: give one vector per document, made by this model's encoder"
         )
+    held = np.unique(np.linspace(0, len(store) - 1, GIVEN_HELD).astype(np.int64))
+    documents = store.many(held.tolist())
+    texts = [(document.title, document.text) for document in documents]
+    made = _encoder(model, threads).encode_documents(texts, lambda _: None)
     for start in range(0, len(vectors), WINDOW):
         block = np.asarray(vectors[start : start + WINDOW], np.float32)
         norms = np.linalg.norm(block, axis=1)
@@ -188,12 +200,23 @@ def _given_blocks(vectors: NDArray[Any], shape: tuple[int, int]) -> Iterator[NDA
             raise ArtefactError(
                 f"given vector {start + row} has length {norms[row]}, expected 1: normalise the vectors"
             )
-        yield block / norms[:, None]
+        block = block / norms[:, None]
+        for row, document, vector_D in zip(held - start, documents, made, strict=True):
+            if 0 <= row < len(block) and (cosine := float(block[row] @ vector_D)) < GIVEN_COSINE:
+                raise ArtefactError(
+                    f"given vector {start + row} has cosine {cosine:.2f} to what this model's encoder makes of "
+                    f"{document.id!r}: give the vectors of these documents, in their order, made by this encoder"
+                )
+        yield block
+
+
+def _encoder(model: Model, threads: int | None) -> Encoder:
+    manifest = model.manifest
+    return Encoder(model.encoder_file, model.tokenizer_file, manifest.text, threads, dimensions=manifest.dimensions)
 
 
 def _encoded_blocks(model: Model, store: Spool, threads: int | None, progress: bool) -> Iterator[NDArray[np.float32]]:
-    manifest = model.manifest
-    encoder = Encoder(model.encoder_file, model.tokenizer_file, manifest.text, threads, dimensions=manifest.dimensions)
+    encoder = _encoder(model, threads)
     with progress_bar("encoding", len(store), quiet=not progress) as advance:
         for rows in _windows(np.arange(len(store))):
             tokens: list[list[int]] = []

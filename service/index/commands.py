@@ -28,7 +28,11 @@ def index(
     out: Annotated[Path, typer.Option(help="Folder of the bundle to make.")],
     replace: Annotated[bool, typer.Option("--replace", help="Replace the artefact at OUT.")] = False,
     vectors: Annotated[
-        Path | None, typer.Option(help=".npy of the documents' unit vectors in corpus order, instead of encoding them.")
+        Path | None,
+        typer.Option(
+            help=".npy of the documents' unit vectors in corpus order, as `rhumb train` writes it; without it they are "
+            "encoded."
+        ),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the encoder; every CPU by default.")] = None,
     lexical: Annotated[bool, typer.Option(help="Also index the words, for the modes lexical and hybrid.")] = True,

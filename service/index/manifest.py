@@ -115,7 +115,7 @@ class ModelManifest(Manifest):
     scorings: tuple[Scoring, ...] = ("geometric",)
     default_scoring: Scoring = "geometric"
     fusion_weight: Finite = 1.0
-    lexical_weight: Finite = Field(default=DEFAULT_LEXICAL_WEIGHT, gt=0, le=MAX_LEXICAL_WEIGHT)
+    lexical_weight: Finite = Field(default=DEFAULT_LEXICAL_WEIGHT, ge=0, le=MAX_LEXICAL_WEIGHT)
     text: TextSettings
     precision: Literal["float32", "int8"] = "float32"
     adapter: AdapterSettings | None = None

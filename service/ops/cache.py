@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import logging
 import time
-import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
@@ -18,11 +17,13 @@ from typing import Protocol
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 logger = logging.getLogger(__name__)
 
 ENTRY_OVERHEAD_BYTES = 200  # key, list node and bookkeeping of one local entry, roughly
-REST_SECONDS = 1.0  # after a Redis failure nobody asks for this long: a dead server costs one time-out a second
+REST_SECONDS = 1.0  # after a Redis failure nobody asks for this long: a dead server costs few time-outs a second
+SLOW_READS = 3  # one after the other are a failure: a single one may be our own event loop's doing
 REDIS_BYTES = 256 << 10  # of one value, and of those that are written together: more would hold up everybody
 REDIS_PREFIX = "rhumb:answer:"
 
@@ -41,13 +42,10 @@ class AnswerCache(Protocol):
 
 
 def answer_key(parts: Iterable[str | bytes]) -> str:
-    """Return the hex SHA-256 over the parts, each preceded by its length (8 bytes, little-endian).
-
-    Text is brought to NFC first, so that the same words in another composition find the same answer.
-    """
+    """Return the hex SHA-256 over the parts, each preceded by its length (8 bytes, little-endian)."""
     digest = hashlib.sha256()
     for part in parts:
-        data = part if isinstance(part, bytes) else unicodedata.normalize("NFC", part).encode("utf-8", "surrogatepass")
+        data = part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass")
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()
@@ -109,13 +107,16 @@ def _cost(value: bytes) -> int:
 
 
 class RedisCache:
-    """Answers shared through Redis; slow, dead, full or talking nonsense, it is a miss. Large answers are not kept."""
+    """Answers shared through Redis; slow, dead, full or talking nonsense, it is a miss. Large answers are not kept.
+
+    Whoever finds no connection free has a miss as well, which says nothing against the server.
+    """
 
     def __init__(self, url: str, *, timeout_seconds: float, connections: int, ttl_seconds: float) -> None:
         pool = BlockingConnectionPool.from_url(
             url,
             max_connections=connections,
-            timeout=timeout_seconds / 2,  # wait for a free connection
+            timeout=timeout_seconds,  # for a free connection; there always is one, since `_connections` counts them
             socket_timeout=timeout_seconds,
             socket_connect_timeout=timeout_seconds,
             retry=Retry(NoBackoff(), 0),  # the default of ten retries blocked requests for 15 s
@@ -123,25 +124,32 @@ class RedisCache:
         )
         self._redis = Redis(connection_pool=pool)
         self._timeout_seconds, self._ttl_ms = timeout_seconds, max(1, round(ttl_seconds * 1000))
+        self._connections, self._wait_seconds = asyncio.Semaphore(connections), timeout_seconds / 2
         self._resting_until = self._writes_resting_until = 0.0
+        self._slow = 0  # reads one after the other that took too long
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None] | None:
         """Return each key's value or None, in one round trip; None for the whole call on any failure."""
-        if self._rests():
+        if self._rests() or not await self._has_place():
             return None
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 values = await self._redis.mget([REDIS_PREFIX + key for key in keys])
             if len(values) != len(keys):
                 raise ValueError(f"{len(values)} values for {len(keys)} keys")
+            self._slow = 0
             return [value if isinstance(value, bytes) else None for value in values]
         except Exception as error:  # noqa: BLE001, RUF100  # the wire has raised RecursionError and AttributeError
-            self._resting_until = _rest_after(error)
+            self._slow += 1
+            if not isinstance(error, TimeoutError | RedisTimeoutError) or self._slow >= SLOW_READS:
+                self._resting_until, self._slow = _rest_after(error), 0
             return None
+        finally:
+            self._connections.release()
 
     async def put_many(self, values: Mapping[str, bytes]) -> None:
         """Store the values, some in each round trip, if Redis feels like it; answers are read on where it does not."""
-        if self._rests() or time.monotonic() < self._writes_resting_until:
+        if self._rests() or time.monotonic() < self._writes_resting_until or not await self._has_place():
             return
         try:
             for batch in _batches(values):
@@ -152,6 +160,8 @@ class RedisCache:
                     await pipeline.execute()
         except Exception as error:  # noqa: BLE001, RUF100  # as above
             self._writes_resting_until = _rest_after(error)
+        finally:
+            self._connections.release()
 
     async def close(self) -> None:
         """Close the connections; a server that hangs does not hold us up."""
@@ -160,6 +170,14 @@ class RedisCache:
                 await self._redis.aclose(close_connection_pool=True)
         except Exception as error:  # noqa: BLE001, RUF100  # going away anyway
             logger.warning("closing the Redis cache failed: %s", type(error).__name__)
+
+    async def _has_place(self) -> bool:
+        """Take one of the connections; False where none is free in time."""
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                return await self._connections.acquire()
+        except TimeoutError:
+            return False
 
     def _rests(self) -> bool:
         return time.monotonic() < self._resting_until

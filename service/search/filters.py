@@ -43,9 +43,7 @@ class DocumentFilter:
         padded = np.zeros((len(mask_N) // WORD + 1) * WORD, np.bool_)
         padded[: len(mask_N)] = mask_N
         words_W = np.packbits(padded, bitorder="little").view("<u8").astype(np.uint64)
-        counts_W = padded.reshape(-1, WORD).sum(axis=1)
-        ranks_W = np.concatenate(([0], np.cumsum(counts_W)[:-1])).astype(np.uint32)
-        return cls(len(mask_N), words_W, ranks_W)
+        return cls(len(mask_N), words_W, _ranks(words_W))
 
     @classmethod
     def from_positions(cls, positions: ArrayLike, documents: int) -> DocumentFilter:
@@ -59,9 +57,10 @@ class DocumentFilter:
             raise ValueError(f"positions are integers, not {chosen.dtype}")
         if chosen.size and (chosen.min() < 0 or chosen.max() >= documents):
             raise ValueError(f"positions range from {chosen.min()} to {chosen.max()}, there are {documents} documents")
-        mask_N = np.zeros(documents, np.bool_)
-        mask_N[chosen.astype(np.int64)] = True
-        return cls.from_mask(mask_N)
+        words_W = np.zeros(documents // WORD + 1, np.uint64)
+        places = chosen.astype(np.uint64).reshape(-1)
+        np.bitwise_or.at(words_W, (places // np.uint64(WORD)).astype(np.int64), _1 << (places % np.uint64(WORD)))
+        return cls(documents, words_W, _ranks(words_W))
 
     def count(self, lo: int, hi: int) -> int:
         """Return the eligible documents in `[lo, hi)`; raises ValueError outside of `0 .. N`."""
@@ -73,6 +72,11 @@ class DocumentFilter:
         """Name the filter by its content: an answer cache keys on it."""
         digest = hashlib.sha256(self.words_W.tobytes()).hexdigest()
         return f"DocumentFilter(documents={self.documents}, sha256={digest})"
+
+
+def _ranks(words_W: NDArray[np.uint64]) -> NDArray[np.uint32]:
+    """Count the bits that are set before each word."""
+    return np.concatenate(([0], np.cumsum(np.bitwise_count(words_W), dtype=np.int64)[:-1])).astype(np.uint32)
 
 
 # SWAR population count: LLVM turns it into one popcnt instruction

@@ -8,6 +8,7 @@ from service.search.options import MODES, Mode, SearchOptions
 
 NO_CODES = "no packed codes: index with a model that has an adapter (recipe qama)"
 NO_WORDS = "no index of words: index again without --no-lexical"
+NO_WEIGHT = "words that count nothing: give a lexical_weight above 0"
 
 
 class Has(NamedTuple):
@@ -36,7 +37,9 @@ def ways_of(options: SearchOptions, has: Has) -> Ways:
     scan = mode == "hamming" or (joins and has.codes)
     words = mode == "lexical" or (joins and has.words and weight_of_words(options, has) > 0)
     if joins and not (scan or words):
-        raise ValueError(f"this bundle has nothing to join the walk with: {NO_CODES}, and {NO_WORDS}")
+        raise ValueError(
+            f"this bundle has nothing to join the walk with: {NO_CODES}, and {NO_WEIGHT if has.words else NO_WORDS}"
+        )
     return Ways(mode in ("generative", "hybrid"), scan, words)
 
 

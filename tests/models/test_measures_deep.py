@@ -40,9 +40,11 @@ def test_recall_and_items_per_query_are_those_of_the_definitions(
 
 @pytest.mark.parametrize(
     ("documents", "depths"),
-    [(5_000_000, (500, 1000, 2000)), (20_000, (500, 1000, 2000)), (8_000, (200, 400, 800)), (40, (1, 2, 4))],
+    [(5_000_000, (250, 500, 1000)), (10_000, (250, 500, 1000)), (8_000, (200, 400, 800)), (40, (1, 2, 4))],
 )
-def test_depths_keep_their_proportion_and_are_at_most_a_tenth(documents: int, depths: tuple[int, ...]) -> None:
+def test_depths_keep_their_proportion_and_are_at_most_a_tenth_and_an_answer(
+    documents: int, depths: tuple[int, ...]
+) -> None:
     assert scaled_depths(documents) == depths
 
 

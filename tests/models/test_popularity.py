@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +16,6 @@ def test_head_and_tail_are_counted_apart() -> None:
     frequency = np.array([9, 1, 0, 4])
     found = hits_by_popularity(frequency, np.array([0, 0, 1, 2, 2, 3]), np.array([1, 0, 1, 0, 0, 1], bool), buckets=2)
     assert found == [Bucket(4, 9, 2, 3, 2), Bucket(0, 1, 2, 3, 1)]
-    assert [bucket.hit_rate for bucket in found] == [2 / 3, 1 / 3]
 
 
 def test_a_tail_of_ties_stays_in_one_bucket() -> None:
@@ -41,7 +39,6 @@ def test_buckets_part_documents_and_queries_by_frequency(data: st.DataObject, bu
         assert bucket.documents == len(inside)
         assert bucket.queries == sum(d in inside for d, _ in asked)
         assert bucket.hits == sum(d in inside and hit for d, hit in asked)
-        assert math.isnan(bucket.hit_rate) == (bucket.queries == 0)
     assert sum(bucket.documents for bucket in found) == len(frequency)
 
 

@@ -144,10 +144,6 @@ def plain_orthogonality(levels):
     return total
 
 
-def test_orthogonality_is_eq_16_divided_by_vectors():
-    assert float(losses.orthogonality(tensor(VALUES), PREFIXES)) == pytest.approx(plain_orthogonality([1, 2]) / 6)
-
-
 @pytest.mark.parametrize("level", [1, 2])
 def test_orthogonality_of_one_level_is_its_terms_of_eq_16(level):
     found = losses.level_orthogonality(tensor(VALUES), PREFIXES, level)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,21 @@ from models.data import load_dataset
 from models.quantizers.base import systems
 from models.quantizers.gumbel import Gumbel, GumbelSettings, SoftPath, soft_path
 from models.retriever.batches import tokenize
-from models.retriever.joint import GradientLog, tie_codebooks, untie_codebooks
+from models.retriever.joint import (
+    GradientLog,
+    Joint,
+    decoder_reads,
+    loss_weights,
+    quantize_softly,
+    soft_hidden,
+    tie_codebooks,
+    untie_codebooks,
+)
 from models.retriever.joint_losses import diversity_loss, global_loss, local_loss, next_token_loss
 from models.retriever.network import Decoder, DecoderShape, Encoder, Retriever
 from models.retriever.objectives import contrast
-from models.retriever.recipe import RECIPES, Recipe, RecipeError, load_recipe, parse_recipe
+from models.retriever.recipe import RECIPES, JointTable, Recipe, RecipeError, load_recipe, parse_recipe
+from models.retriever.shelf import Shelf
 from service.index.build import build_bundle
 from service.index.bundle import open_bundle, open_model
 from service.model.text import TextSettings
@@ -153,6 +164,90 @@ def test_shared_codebooks_are_the_tokens_and_free_ones_are_not() -> None:
             parameters[0] += 1.0
         assert torch.equal(quantizer.codebooks[0], start[:3] + 1)
         assert not quantizer.codebooks[0].requires_grad
+
+
+def joint_of(retriever: Retriever, **table: Any) -> Joint:
+    """A joint stage without data, its quantizer's codebooks of random directions."""
+    quantizer = Gumbel(GumbelSettings(level_sizes=(3, 2)))
+    quantizer.codebooks = [torch.randn(3, 4), torch.randn(2, 4)]
+    tie_codebooks(retriever, quantizer, table.get("share", True))
+    retriever.tokens.requires_grad_()
+    work = SimpleNamespace(retriever=retriever, bf16=False, device="cpu")
+    return Joint(work, quantizer, JointTable(**table), lambda: 0.0)  # type: ignore[arg-type]  # what these tests read of it
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_the_decoder_reads_soft_codewords_with_gradients(share: bool) -> None:
+    """Section 4.1.1: mixtures of codewords by p of eq. 6, made unit, that vectors and codebooks learn through."""
+    torch.manual_seed(1)
+    retriever, x_GD = tiny_retriever(), torch.nn.functional.normalize(torch.randn(5, 4), dim=1).requires_grad_()
+    joint = joint_of(retriever, share=share)
+    if not share:
+        with torch.no_grad():
+            retriever.tokens.add_(torch.randn_like(retriever.tokens))
+    path = quantize_softly(joint, x_GD)
+    read = decoder_reads(joint, path)
+    tokens = torch.split(retriever.tokens, (3, 2))
+    for level, weight in enumerate(path.weights):
+        assert 0.05 < float(weight.detach().max(dim=1).values.min()) < 0.999, "soft, not the code itself"
+        mixed = torch.nn.functional.normalize(weight @ tokens[level], dim=1)
+        torch.testing.assert_close(read[:, level], mixed)
+    gradients = torch.autograd.grad(read[:, 1].sum(), [x_GD, retriever.tokens])
+    assert all(gradient.abs().sum() > 1e-3 for gradient in gradients)
+
+
+def test_straight_through_reads_codes_and_passes_gradients_by() -> None:
+    """The codewords of the codes, forward; backward as if they were the residuals (without soft gradients)."""
+    torch.manual_seed(1)
+    retriever, x_GD = tiny_retriever(), torch.nn.functional.normalize(torch.randn(5, 4), dim=1).requires_grad_()
+    joint = joint_of(retriever, straight_through=True)
+    path = quantize_softly(joint, x_GD)
+    read = decoder_reads(joint, path)
+    own = torch.split(retriever.unit_tokens(), (3, 2))
+    for level in range(2):
+        torch.testing.assert_close(read[:, level], own[level][path.codes_GL[:, level]])
+    assert torch.autograd.grad(read.sum(), x_GD)[0].abs().sum() > 1e-3
+
+
+def test_a_hidden_state_has_read_what_is_before_its_code_and_no_more() -> None:
+    torch.manual_seed(1)
+    retriever = tiny_retriever().eval()
+    work = joint_of(retriever).work
+    states, mask, read = torch.randn(2, 3, 4), torch.ones(2, 3, dtype=torch.long), torch.randn(2, 2, 4)
+    before = soft_hidden(work, states, mask, read)
+    last, first = read.clone(), read.clone()
+    last[:, 1] += 1.0
+    first[:, 0] += 1.0
+    torch.testing.assert_close(soft_hidden(work, states, mask, last), before)
+    moved = soft_hidden(work, states, mask, first)
+    torch.testing.assert_close(moved[:, 0], before[:, 0])
+    assert (moved[:, 1] - before[:, 1]).abs().max() > 1e-3
+
+
+def test_every_part_has_its_own_learning_rate_and_loss_its_weight(
+    tiny_encoder: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    stage = JOINT | {"encoder_lr": 1e-3, "decoder_lr": 2e-3, "quantizer_lr": 3e-3}
+    weights = {"reconstruction": 0.2, "local": 0.3, "diversity": 0.5}
+    objective = {"constraint": "none", "guided": 0, "generative": 0.1, "contrast": 0.4}
+    recipe = small_recipe(tiny_encoder, stage=[stage], joint=weights, objective=objective)
+    run = running.start_run(recipe, [load_dataset(tiny_data, ["train"])], tmp_path, "cpu", Shelf())
+    training.prepare(run, recipe.stage[0])
+    groups = {group["name"]: group for group in training.parameter_groups(run, recipe.stage[0])}
+    assert {name: group["peak"] for name, group in groups.items()} == {
+        "encoder": 1e-3,
+        "decoder": 2e-3,
+        "quantizer": 3e-3,
+    }
+    held = {name: {id(p) for p in group["params"]} for name, group in groups.items()}
+    assert held["quantizer"] == {id(run.retriever.tokens)}
+    assert held["encoder"] == {id(p) for p in run.retriever.encoder.parameters() if p.requires_grad}
+    assert run.retriever.decoder is not None
+    assert {id(p) for p in run.retriever.decoder.parameters()} < held["decoder"]
+    assert not held["decoder"] & (held["encoder"] | held["quantizer"])
+    work = SimpleNamespace(objective=recipe.objective)
+    found = loss_weights(SimpleNamespace(work=work, table=recipe.joint))  # type: ignore[arg-type]  # what it reads of it
+    assert found == {"generative": 0.1, "contrast": 0.4} | weights
 
 
 def test_gradient_norms_are_logged_before_they_are_clipped() -> None:
@@ -289,10 +384,15 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, name: str, train: Callable[[], 
 
 FREE = {"share": False, "straight_through": True}
 RQ_VAE = {"system": "rq_vae", "level_sizes": [8, 6], "hidden": [16], "latent": 6, "epochs": 3}
+HELD_OUT = {"system": "sarq", "base": "dgi", "level_sizes": [8, 6], "held_out": True}
+SA2CRQ = {"system": "sa2crq", "level_sizes": [4, 6], "threshold": 0.05, "head_share": 0.5, "epochs": 3}
+TAUGHT = {"distillation": 0.9, "trust": "as_right"}
 RESUMED = {
     "joint": {"stage": [JOINT | {"epochs": 2}, DECODE]},
     "joint, free heads": {"joint": FREE, "stage": [JOINT | {"epochs": 2}]},
     "tokens of their own": {"quantizer": RQ_VAE, "stage": [DECODE]},
+    "lengths that held-out queries choose": {"quantizer": HELD_OUT, "objective": TAUGHT, "stage": [DECODE]},
+    "lengths by head and tail": {"quantizer": SA2CRQ, "stage": [DECODE]},
 }
 
 
@@ -307,6 +407,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     parts = interrupted(monkeypatch, name, lambda: training.run(recipe, [tiny_data], tmp_path / "parts"))
     for file in ("quantizer.safetensors", "tokens.npy", "encoder.onnx", "decoder.onnx"):
         assert (parts / file).read_bytes() == (whole / file).read_bytes(), file
+    rows = [[row | {"seconds": 0} for row in log_of(model.parent)] for model in (parts, whole)]
+    assert rows[0] == rows[1], "what was logged after the last checkpoint is not logged twice"
+
+
+def test_a_run_that_begins_anew_begins_its_log_anew(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(tiny_encoder, stage=[DECODE | {"epochs": 1}], quantizer=RQ_VAE)
+    logs = []
+    for resume in (True, False, True):
+        training.run(recipe, [tiny_data], tmp_path, resume=resume)
+        logs.append([row | {"seconds": 0} for row in log_of(tmp_path)])
+    assert logs[0] == logs[1] == logs[2]
 
 
 ABLATIONS: dict[str, dict[str, Any]] = {

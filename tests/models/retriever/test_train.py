@@ -257,14 +257,17 @@ def test_the_index_has_the_sids_that_were_trained(
     recipe = tiny_recipe(tiny_encoder, bf16=True, quantizer=quantizer, stage=[DECODE | {"epochs": 1}])
     model = training.run(recipe, [tiny_data], tmp_path / "run")
     documents = load_dataset(tiny_data, splits=["train"]).documents
-    build_bundle(model, documents, tmp_path / "bundle", threads=1, progress=False)
     trained = {documents[row].id: trees[-1].trie.sid(place) for place, row in enumerate(trees[-1].order)}
-    with closing(open_bundle(tmp_path / "bundle")) as bundle:
-        ids = [bundle.documents.get(place).id for place in range(len(documents))]
-        indexed = {name: bundle.trie.sid(place) for place, name in enumerate(ids)}
-        rows = [[document.id for document in documents].index(name) for name in ids]
-        np.testing.assert_allclose(vectors[-1][rows], bundle.vectors, atol=1e-5)
-    assert trained == indexed
+    kept = np.load(tmp_path / "run" / "vectors" / f"{tiny_data.name}.npy")
+    for name, given in (("model", None), ("model", kept), ("model-int8", kept)):
+        target = tmp_path / f"bundle of {name}"
+        build_bundle(model.with_name(name), documents, target, vectors=given, threads=1, progress=False, replace=True)
+        with closing(open_bundle(target)) as bundle:
+            ids = [bundle.documents.get(place).id for place in range(len(documents))]
+            indexed = {id_: bundle.trie.sid(place) for place, id_ in enumerate(ids)}
+            rows = [[document.id for document in documents].index(id_) for id_ in ids]
+            np.testing.assert_allclose(vectors[-1][rows], bundle.vectors, atol=1e-5)
+        assert trained == indexed
 
 
 def test_a_checkpoint_of_other_judgements_is_refused(
@@ -287,16 +290,19 @@ def test_a_run_that_goes_on_remembers_its_patience_and_its_teacher(
 ) -> None:
     """The walks get worse after the first epoch: with patience 2 there are three epochs, however often it dies."""
     recipe = tiny_recipe(
-        tiny_encoder, stage=[DECODE | {"patience": 2, "encoder_lr": 1e-3}], objective={"trust": "as_right"}
+        tiny_encoder,
+        stage=[DECODE | {"patience": 2, "encoder_lr": 1e-3}, DECODE | {"name": "settle", "epochs": 1}],
+        objective={"trust": "as_right"},
     )
     worse = {1: 0.9, 2: 0.5, 3: 0.4, 4: 0.3, 5: 0.2, 6: 0.1}
     epochs: list[float] = []
     whole = training.decode_epoch
 
     def counted(work: Any, seed: str) -> Any:
-        epochs.append(work.distillation)
-        if len(epochs) == died_in:
-            raise KeyboardInterrupt
+        if work.stage.name == "decode":
+            epochs.append(work.distillation)
+            if len(epochs) == died_in:
+                raise KeyboardInterrupt
         return whole(work, seed)
 
     monkeypatch.setattr(training, "decode_epoch", counted)
@@ -305,7 +311,8 @@ def test_a_run_that_goes_on_remembers_its_patience_and_its_teacher(
     )
 
     def log_rows() -> list[dict[str, Any]]:
-        return [row for row in log_of(tmp_path) if "epoch" in row] if (tmp_path / "log.jsonl").exists() else []
+        rows = log_of(tmp_path) if (tmp_path / "log.jsonl").exists() else []
+        return [row for row in rows if "epoch" in row and row["stage"] == "decode"]
 
     with contextlib.suppress(KeyboardInterrupt):
         training.run(recipe, [tiny_data], tmp_path)
@@ -313,7 +320,7 @@ def test_a_run_that_goes_on_remembers_its_patience_and_its_teacher(
     training.run(recipe, [tiny_data], tmp_path)
     assert [row["epoch"] for row in log_rows()] == [1, 2, 3]
     assert len(set(epochs)) == 1, "the teacher's share is what it was when the stage began"
-    rows = log_of(tmp_path)
+    rows = [row for row in log_of(tmp_path) if row.get("stage") == "settle"]
     (weight,) = (row["guided_weight"] for row in rows if "guided_weight" in row)
     (share,) = (row["decoder_share"] for row in rows if "decoder_share" in row)
     served = open_model(tmp_path / "model").manifest.guided_weight
@@ -409,7 +416,8 @@ def test_a_moving_encoder_is_held_by_its_anchor(tiny_encoder: Path, tiny_data: P
     kept = {}
     for anchor in (0.0, 50.0):
         stage = {"name": "both", "objective": "decode", "epochs": 3, "batch": 32, "encoder_lr": 3e-3, "anchor": anchor}
-        model = open_model(training.run(tiny_recipe(tiny_encoder, stage=[stage]), [tiny_data], tmp_path / str(anchor)))
+        recipe = tiny_recipe(tiny_encoder, stage=[stage, DECODE | {"epochs": 1}])
+        model = open_model(training.run(recipe, [tiny_data], tmp_path / str(anchor)))
         served = ServedEncoder(model.encoder_file, model.tokenizer_file, model.manifest.text, 1)
         kept[anchor] = float(
             (served.encode_documents([(d.title, d.text) for d in dataset.documents]) * start).sum(1).mean()
@@ -477,6 +485,9 @@ TUNE = {"name": "tune", "objective": "contrast", "epochs": 1, "batch": 16, "enco
 DECODE = {"name": "decode", "objective": "decode", "epochs": 6, "batch": 32, "decoder_lr": 3e-3}
 
 
+PREFIXED = {"max_query_tokens": 9, "max_document_tokens": 9, "query_prefix": "q: "}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -493,6 +504,15 @@ DECODE = {"name": "decode", "objective": "decode", "epochs": 6, "batch": 32, "de
         ({"stage": [TUNE | {"patience": 2, "anchor": 1}, DECODE]}, "stage 'tune': .*, remove patience and anchor"),
         ({"stage": [TUNE | {"validate_every": 2}, DECODE]}, "stage 'tune': .*, remove validate_every"),
         ({"stage": [DECODE | {"patience": 2, "validate_every": 2}]}, "patience counts epochs, so validate_every must"),
+        ({"stage": [DECODE | {"encoder_lr": 1e-4}]}, "stage 'decode' comes last and moves .*: .* encoder_lr = 0"),
+        (
+            {"stage": [TUNE | {"leave_out": 0.5}, DECODE], "text": PREFIXED},
+            "leave_out looks for a query's words in its document, and text.query_prefix is 'q: ': use one",
+        ),
+        (
+            {"quantizer": {"system": "sarq", "level_sizes": [4, 4], "threshold": 0.1, "held_out": True}},
+            "quantizer.threshold is 0.1, and with held_out the held-out queries choose it: use one of them",
+        ),
         ({"stage": [DECODE | {"anchor": 2.0}]}, "stage 'decode': anchor is 2.0 and encoder_lr 0: .* set encoder_lr"),
         (
             {"objective": {"guided": 0}, "default_scoring": "guided"},

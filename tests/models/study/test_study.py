@@ -7,24 +7,23 @@ import math
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from models.data import DataError, Dataset, Document, load_dataset
+from models.data import DataError, Document
 from models.study import runner
 from models.study.claims import CLAIMS, Claim, figure, find
 from models.study.measuring import parts_of
-from models.study.plan import Cell, Place, Plan, cell_recipe, places
+from models.study.plan import Cell, Place, Plan, places
 from models.study.quick import write_quick
 from models.study.report import write_report
-from models.study.runner import document_vectors, run_study
+from models.study.runner import run_study
 from models.task import Task
 
+NO_PARTS = {"geometric": {"parts": {}}}
 PLAN = Plan(
     seeds=(0, 1),
     data=("tiny",),
@@ -55,7 +54,7 @@ def test_every_cell_has_its_figures_and_leaves_the_model_that_was_measured(study
             place = Place("tiny", cell, seed)
             run = place.under(out / "cells") / "run"
             assert [path.name for path in run.parent.iterdir()] == ["run"]
-            assert {path.name for path in run.iterdir()} == {"fingerprint", "log.jsonl", "model"}
+            assert {path.name for path in run.iterdir()} == {"fingerprint", "log.jsonl", "model", "vectors"}
             assert json.loads(place.file(out / "figures").read_text()) == results["tiny"][cell.name][str(seed)]
             result = results["tiny"][cell.name][str(seed)]
             assert (result["documents"], result["queries"]) == (60, 60)
@@ -158,36 +157,6 @@ def test_parts_are_split_by_interactions_and_by_the_second_code() -> None:
     assert parts_of(task, {}, codes[:, :1]).keys() == {"head", "tail"}
 
 
-def test_vectors_are_shared_by_cells_that_read_the_same(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Other texts, fewer tokens of them or another pooling are other vectors; other queries are not."""
-    made: list[int] = []
-
-    class Counted:
-        def __init__(self, *_: object) -> None: ...
-
-        def encode_documents(self, texts: list[tuple[str, str]]) -> np.ndarray:
-            made.append(len(made))
-            return np.full((len(texts), 2), made[-1], np.float32)
-
-    monkeypatch.setattr(runner, "open_model", lambda _: SimpleNamespace(encoder_file=None, tokenizer_file=None))
-    monkeypatch.setattr(runner, "Encoder", Counted)
-    dataset = load_dataset(tiny_data, ["train"])
-    edited = replace(dataset, documents=[replace(dataset.documents[0], text="edited"), *dataset.documents[1:]])
-
-    def vectors(data: Dataset, **changes: Any) -> int:
-        recipe = cell_recipe(PLAN.cell[0].model_copy(update={"changes": changes}), tmp_path / "encoder", 0, PLAN.common)
-        return int(document_vectors(data, recipe)[0, 0])
-
-    assert vectors(dataset) == vectors(dataset, **{"text.max_query_tokens": 9, "decoder.width": 32}) == 0
-    assert vectors(dataset, **{"text.max_document_tokens": 8}) == 1
-    assert vectors(dataset, **{"text.document_prefix": "passage: "}) == 2
-    assert vectors(dataset, **{"encoder.pooling": "cls"}) == 3
-    assert vectors(edited) == 4
-    assert vectors(dataset) == 0
-
-
 def test_the_published_page_holds_the_claims_that_are_tested() -> None:
     page = (Path(runner.__file__).parents[1] / "results" / "systems.md").read_text("utf-8")
     table = page.split("## Claims")[1].split("\n## ")[0]
@@ -229,7 +198,7 @@ def test_verdicts_weigh_the_gap_against_the_seeds(
     left: list[float], right: list[float], sign: int, margin: float, verdict: str
 ) -> None:
     def cell(values: list[float]) -> dict[str, Any]:
-        return {str(n): {"sids": {"cosine": value}, "deep": {"geometric": {}}} for n, value in enumerate(values)}
+        return {str(n): {"sids": {"cosine": value}, "deep": NO_PARTS} for n, value in enumerate(values)}
 
     results = {"data": {"a": cell(left), "b": cell(right)}}
     claims = [Claim("", "", "a", "b", "cosine", sign, margin), Claim("", "", "a", "missing", "cosine")]
@@ -239,7 +208,7 @@ def test_verdicts_weigh_the_gap_against_the_seeds(
 
 def test_cells_are_compared_by_the_seeds_that_both_have() -> None:
     def cell(**values: float) -> dict[str, Any]:
-        return {seed[1:]: {"sids": {"cosine": value}, "deep": {"geometric": {}}} for seed, value in values.items()}
+        return {seed[1:]: {"sids": {"cosine": value}, "deep": NO_PARTS} for seed, value in values.items()}
 
     claim = Claim("", "", "a", "b", "cosine")
     (found,) = find([claim], {"data": {"a": cell(s0=0.4, s1=0.41, s2=0.42), "b": cell(s0=0.45)}})
@@ -267,7 +236,8 @@ def test_a_gain_in_the_tail_is_weighed_against_that_in_the_head() -> None:
     """Left gains .1 in the tail and .2 in the head: it does not gain most in the tail."""
 
     def cell(tail: float, head: float | None) -> dict[str, Any]:
-        parts = {"tail": {"R@10": tail}} | ({} if head is None else {"head": {"R@10": head}})
+        of_many = {"queries": 10.0**6}
+        parts = {"tail": of_many | {"R@10": tail}} | ({} if head is None else {"head": of_many | {"R@10": head}})
         return {"0": {"sids": {}, "queries": 10**6, "deep": {"geometric": {"parts": parts}}}}
 
     claim = Claim("", "", "a", "b", "tail.R@10 less head.R@10")
@@ -285,11 +255,18 @@ def test_two_figures_of_one_cell_are_compared() -> None:
 
 @pytest.mark.parametrize(("queries", "verdict"), [(100, "within noise, one seed"), (1000, "same sign, one seed")])
 def test_queries_are_a_sample(queries: int, verdict: str) -> None:
-    """Shares of .54 and .5: of 100 queries the gap has a standard error of .07, of 1,000 of .022."""
+    """Shares of .54 and .5: of 100 queries the gap has a standard error of .07, of 500 of .032; more are not given."""
     cells = {name: {"0": _asked({"given": {"R@1": share}}, queries)} for name, share in (("a", 0.54), ("b", 0.5))}
     (found,) = find([Claim("", "", "a", "b", "given.R@1")], {"data": cells})
     assert found.verdict == verdict
-    assert found.sampled == pytest.approx(math.sqrt((0.54 * 0.46 + 0.25) / queries))
+    assert found.sampled == pytest.approx(math.sqrt((0.54 * 0.46 + 0.25) / min(queries, 500)))
+
+
+def test_made_up_ids_are_a_share_of_few_queries() -> None:
+    rows = [{"beam": 10, "valid_free": 0.4}]
+    cells = {"a": {"0": _asked({"rows": rows}, 1000)}}
+    (found,) = find([Claim("", "", "a", "a", "invalid.10")], {"data": cells})
+    assert found.sampled == pytest.approx(math.sqrt(2 * 0.24 / 200))
 
 
 def test_a_part_of_the_queries_is_a_smaller_sample() -> None:
@@ -300,7 +277,7 @@ def test_a_part_of_the_queries_is_a_smaller_sample() -> None:
 
 
 def _asked(figures: dict[str, Any], queries: int) -> dict[str, Any]:
-    return figures | {"queries": queries, "sids": {}, "deep": {"geometric": {}}}
+    return figures | {"queries": queries, "sids": {}, "deep": NO_PARTS}
 
 
 def test_claims_say_what_is_compared() -> None:
@@ -311,7 +288,7 @@ def test_claims_say_what_is_compared() -> None:
 
 
 def test_one_seed_says_so_and_cells_keep_to_their_data(tmp_path: Path) -> None:
-    cells = {name: {"0": {"sids": {"cosine": n}, "deep": {"geometric": {}}}} for n, name in enumerate(("a", "b"))}
+    cells = {name: {"0": {"sids": {"cosine": n}, "deep": NO_PARTS}} for n, name in enumerate(("a", "b"))}
     (found,) = find([Claim("", "", "a", "b", "cosine")], {"data": cells})
     assert found.verdict == "opposite, one seed"
     plan = PLAN.model_copy(

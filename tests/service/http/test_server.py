@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import signal
 import socket
 import threading
@@ -20,10 +21,11 @@ from service.http.app import create_app
 from service.http.engine import Engine
 from service.http.protocol import BoundedProtocol
 from service.http.readiness import CANARY_SECONDS
-from service.http.server import ListenError, bind, run_server
+from service.http.server import ListenError, bind, raise_file_limit, run_server
 from service.index.documents import Document
 from service.ops.cache import LocalCache
 from service.ops.metrics import Metrics
+from service.search.modes import Has
 from tests.service.http.fakes import FakePipeline, make_settings, running, wait_until
 
 QUERY = json.dumps({"query": "a"}).encode()
@@ -306,6 +308,30 @@ def test_warm_up_runs_every_scoring() -> None:
     pipeline = FakePipeline()
     with running(pipeline):
         assert {options.scoring for _, options, _ in pipeline.searches} == {"generative", "geometric", "guided"}
+
+
+def test_warm_up_asks_by_every_mode_that_the_bundle_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words that count nothing are nothing to join a walk with; they may still be looked for alone."""
+    for weight, modes in ((0.3, {"generative", "lexical", "hybrid"}), (0.0, {"generative", "lexical"})):
+        pipeline = FakePipeline()
+        pipeline.words = object()
+        monkeypatch.setattr(FakePipeline, "has", Has(codes=False, words=True, lexical_weight=weight))
+        Engine(pipeline, LocalCache(1, 1, 1), Metrics(), 1, 1, 1).warm_up()
+        assert {options.mode for _, options, _ in pipeline.searches} == modes
+
+
+@pytest.mark.parametrize(("hard", "allowed"), [(4096, 1280), (1100, 1100), (resource.RLIM_INFINITY, 1280)])
+def test_the_file_limit_is_raised_as_far_as_it_goes(
+    hard: int, allowed: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
+    raise_file_limit(1000)
+    assert limits == []
+    raise_file_limit(1280)
+    assert limits == [(allowed, hard)]
+    assert ("may open 1100 files, RHUMB_MAX_CONNECTIONS wants 1280" in caplog.text) == (allowed < 1280)
 
 
 def test_a_start_that_failed_is_not_announced_and_ends_with_a_status(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,13 @@ def test_memory_is_bounded_by_characters_and_the_bundle_is_the_same(
 
 
 def test_given_vectors_are_used_instead_of_the_encoder(tiny_model: Path, tmp_path: Path) -> None:
-    documents, vectors = make_documents(50), unit_rows(50, 16, 9)
+    documents = make_documents(50)
+    model = open_model(tiny_model)
+    encoder = Encoder(model.encoder_file, model.tokenizer_file, model.manifest.text, 1)
+    made = encoder.encode_documents([(document.title, document.text) for document in documents])
+    vectors = 0.98 * made + 0.2 * unit_rows(50, 16, 9)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert (vectors * made).sum(1).max() < 0.999
     build(tiny_model, tmp_path / "bundle", documents, vectors=vectors.astype(np.float16))
     with closing(open_bundle(tmp_path / "bundle")) as bundle:
         for row, document in enumerate(documents):
@@ -109,6 +115,7 @@ def with_row(row: int, value: float) -> np.ndarray:
         (unit_rows(50, 16, 0) * 2, "given vector 0 has length (2|1.99).*, expected 1: normalise"),
         (with_row(7, np.nan), "given vector 7 has length nan"),
         (with_row(8, 0), "given vector 8 has length 0.0"),
+        (unit_rows(50, 16, 0), r"given vector \d+ has cosine -?0.\d\d to what this model's encoder makes of 'd\d+'"),
     ],
 )
 def test_vectors_that_do_not_fit_are_refused(tiny_model: Path, tmp_path: Path, vectors: np.ndarray, words: str) -> None:

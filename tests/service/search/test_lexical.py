@@ -170,7 +170,9 @@ def test_hybrid_ranks_by_cosine_decoder_and_words(
     if not codes:
         monkeypatch.setattr(pipeline, "codes", None)
     if not codes and weight == 0:
-        with pytest.raises(ValueError, match=r"nothing to join the walk with: no packed codes.* and no index of words"):
+        with pytest.raises(
+            ValueError, match=r"nothing to join the walk with: no packed codes.* and words that count nothing"
+        ):
             pipeline.search(QUERIES, SearchOptions(mode="hybrid", lexical_weight=0.0))
         return
     options = SearchOptions(DOCUMENTS, 200, scoring=scoring, mode="hybrid", lexical_weight=weight)  # type: ignore[arg-type]
