@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import httpx
+import numpy as np
 
 from models.data import load_dataset
 from models.quantizers.report import load_sids
@@ -23,13 +24,15 @@ ASKED = 5
 
 def main(out: Path, folder: Path) -> None:
     """Ask all models of a data set the first of its test queries, with every scoring that they offer."""
-    models = sorted(out.glob(f"cells/{folder.name}/*/*/run/model"))
+    models = sorted(out.glob(f"cells/{folder.name}/*/*/run/model*"))
     assert models, f"{out} holds no model of {folder.name}: run a study into it first"
     data = load_dataset(folder, ["test"])
     queries = [data.queries[query] for query in data.judged("test")[:ASKED]]
     for number, model in enumerate(models):
         bundle = out / "asked" / str(number)
-        build_bundle(model, data.documents, bundle, progress=False)
+        vectors = model.with_name("vectors") / f"{folder.name}.npy"
+        given = np.load(vectors, allow_pickle=False) if vectors.is_file() else None
+        build_bundle(model, data.documents, bundle, vectors=given, replace=True, progress=False)
         sids = load_sids(bundle)
         codes = dict(zip(sids.ids or [], sids.codes.tolist(), strict=True))
         with running(Pipeline(open_bundle(bundle), 1)) as (url, _, _):
