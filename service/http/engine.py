@@ -30,6 +30,7 @@ from service.search.options import SearchOptions
 logger = logging.getLogger(__name__)
 
 CANARY_QUERY = "how do I find what I am looking for"
+PIECE_BEAMS = 1024  # of the queries that are walked together, while others wait
 MANY_RESULTS = 50  # a millisecond of JSON where their documents are long: not for the event loop
 MUCH_JSON = 100_000  # bytes of answers from the cache, likewise
 Timings = dict[str, float]
@@ -77,6 +78,14 @@ class Search:
         ]
 
 
+def pieces(search: Search) -> list[range]:
+    """Give the rows of each piece of a batch: whoever waits behind it waits for one piece at most."""
+    options, queries = search.options, len(search.queries)
+    walks = options.mode in ("generative", "hybrid")
+    size = max(1, PIECE_BEAMS // options.beams(options.scoring or "")) if walks else queries
+    return [range(start, min(start + size, queries)) for start in range(0, queries, size)]
+
+
 @cache
 def _code() -> str:
     """What answers: services of other code that share a Redis do not read these."""
@@ -120,7 +129,7 @@ class Engine:
         """
         begin = time.perf_counter()
         if search.options.explain:  # beams are not cached
-            answers, timings = await self.compute(partial(self._run, search))
+            answers, timings = await self._compute_search(search)
         else:
             answers, timings = await self._search_cached(search)
         self.metrics.count_queries(len(answers))
@@ -133,11 +142,17 @@ class Engine:
         timings = {"cache": time.perf_counter() - begin}
         rows = {key: row for row, key in enumerate(keys) if key not in answers}  # each question once
         if rows:
-            fresh, stages = await self.compute(partial(self._run, search.part(list(rows.values()))))
+            fresh, stages = await self._compute_search(search.part(list(rows.values())))
             answers |= dict(zip(rows, fresh, strict=True))
             timings |= stages
             await self._remember(dict(zip(rows, fresh, strict=True)))
         return [answers[key] for key in keys], timings
+
+    async def _compute_search(self, search: Search) -> tuple[list[QueryAnswer], Timings]:
+        """Compute all queries, a piece of them at a time where they are walked by many beams."""
+        parts = [search.part(rows) for rows in pieces(search)]
+        answers, timings = await self.compute_each([partial(self._run, part) for part in parts])
+        return [answer for part in answers for answer in part], timings
 
     async def _look_up(self, keys: Sequence[str]) -> dict[str, QueryAnswer]:
         values = await self.cache.get_many(keys)

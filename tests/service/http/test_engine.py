@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
-from service.http.engine import Engine, Timings
+from service.http.engine import Engine, Search, Timings
 from service.http.problems import Problem
+from service.index.documents import Document
 from service.model.tokens import TextError
 from service.ops.cache import LocalCache
 from service.ops.metrics import Metrics
-from tests.service.http.fakes import FakePipeline
+from service.search.options import Mode, SearchOptions
+from service.search.pipeline import Answer
+from tests.service.http.fakes import FakePipeline, make_answer, make_hit
 
 
 @pytest.fixture
@@ -78,6 +81,39 @@ async def test_a_client_that_leaves_keeps_its_place_while_a_thread_computes(engi
             await asyncio.sleep(0.001)
     assert (await engine.compute(named("next", log)))[0] == "next"
     assert log == ["a", "next"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "beam_width", "sizes"),
+    [("generative", 400, [2, 2, 1]), ("hybrid", 1000, [1] * 5), ("generative", 8, [5]), ("lexical", None, [5])],
+)
+async def test_a_batch_of_many_beams_is_computed_in_pieces(
+    mode: Mode, beam_width: int | None, sizes: list[int]
+) -> None:
+    """Every query's answer is at its place, and the times of all pieces are added up."""
+    pipeline, queries = Echo(), [f"q{number}" for number in range(5)]
+    engine = Engine(pipeline, LocalCache(9, 1 << 20, 9), Metrics(), concurrency=1, max_in_flight=1, queue_seconds=10)
+    options = SearchOptions(mode=mode, beam_width=beam_width, scoring="generative")
+    answers, timings = await engine.search(Search(queries, options, [[name] for name in queries]))
+    assert [answer.results[0].title for answer in answers] == queries
+    assert [len(asked) for asked, _, _ in pipeline.searches] == sizes
+    assert all(histories == [[name] for name in asked] for asked, _, histories in pipeline.searches)
+    assert timings["encode"] == pytest.approx(0.002 * len(sizes))
+    await engine.close()
+
+
+class Echo(FakePipeline):
+    """Finds documents whose title is the query."""
+
+    def search(
+        self,
+        queries: Sequence[str],
+        options: SearchOptions | None = None,
+        histories: Sequence[Sequence[str]] | None = None,
+    ) -> list[Answer]:
+        super().search(queries, options, histories)
+        hits = [make_hit(row, Document(str(row), query, "text")) for row, query in enumerate(queries)]
+        return [make_answer([hit], {"encode": 0.002}) for hit in hits]
 
 
 async def test_a_piece_that_fails_is_the_last(engine: Engine) -> None:
