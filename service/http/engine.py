@@ -276,7 +276,7 @@ class Engine:
         if codes is not None:
             codes.warm_up()
         if words is not None:
-            self._canary(SearchOptions(mode="lexical"))
+            self._run(Search([CANARY_QUERY], SearchOptions(mode="lexical")))  # whose words no document may hold
         if "hybrid" in served(self.pipeline.has):
             self._canary(SearchOptions(mode="hybrid"))
         first = DocumentFilter.from_positions([0], bundle.manifest.documents)

@@ -213,7 +213,7 @@ def decode_code(text: str, pointer: str, widths: list[int]) -> NDArray[np.uint64
 
 def _render(found: list[Neighbours], engine: Engine, is_whole: bool) -> list[HammingResults]:
     positions = list(chain.from_iterable(row.positions_K.tolist() for row in found))
-    documents = iter(engine.pipeline.bundle.documents.many(positions))
+    documents = iter(engine.pipeline.bundle.documents.many(positions, is_whole))
     return [
         HammingResults(results=[_result(row, rank, next(documents), is_whole) for rank in range(len(row[0]))])
         for row in found

@@ -202,6 +202,7 @@ def _search_of(body: SearchRequest, engine: Engine) -> Search:
         mode=body.mode,
         level=body.level,
         lexical_weight=body.lexical_weight,
+        whole="documents" in body.include,
     )
     try:
         ways_of(options, engine.pipeline.has)

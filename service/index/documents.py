@@ -20,6 +20,7 @@ CREATE TABLE documents(
 )
 """
 COLUMNS = "id, title, text, metadata"
+NAMES = "id, title, '', '{}'"  # of a document whose text and metadata are not read
 PARAMETERS = 500  # of one statement; SQLite's oldest limit is 999
 READERS = 16  # connections; a reader has one for less than a millisecond at a time
 
@@ -79,10 +80,13 @@ class DocumentStore:
                 found.update(connection.execute(query, chunk))
         return [found.get(each) for each in ids]
 
-    def many(self, positions: Sequence[int]) -> list[Document]:
-        """Return the documents at some positions, in that order, repeats included; raises IndexError as `get`."""
+    def many(self, positions: Sequence[int], whole: bool = True) -> list[Document]:
+        """Return the documents at some positions, in that order, repeats included; raises IndexError as `get`.
+
+        Without `whole` they have their ids and titles alone: long texts are not read.
+        """
         wanted = [int(position) for position in positions]
-        found = dict(self._rows(sorted(set(wanted))))
+        found = dict(self._rows(sorted(set(wanted)), COLUMNS if whole else NAMES))
         for position in wanted:
             if position not in found:
                 raise IndexError(f"no document at position {position}: the bundle holds {self._count}")
@@ -94,15 +98,15 @@ class DocumentStore:
         while not self._idle.empty():
             self._idle.get().close()
 
-    def _rows(self, positions: list[int]) -> Iterator[tuple[int, Document]]:
+    def _rows(self, positions: list[int], columns: str) -> Iterator[tuple[int, Document]]:
         for start in range(0, len(positions), PARAMETERS):
             chunk = positions[start : start + PARAMETERS]
             marks = ",".join("?" * len(chunk))
-            query = f"SELECT position, {COLUMNS} FROM documents WHERE position IN ({marks})"  # noqa: S608 - only marks
+            query = f"SELECT position, {columns} FROM documents WHERE position IN ({marks})"  # noqa: S608 - no input
             with self._connection() as connection:
                 rows = connection.execute(query, chunk).fetchall()
-            for position, *columns in rows:
-                yield position, document_of(columns)
+            for position, *values in rows:
+                yield position, document_of(values)
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:

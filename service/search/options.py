@@ -37,6 +37,7 @@ class SearchOptions:
             `guided`) and by words.
         level: level of the packed codes that are scanned; None for the bundle's default.
         lexical_weight: weight of words in `hybrid`, 0 to 100; None for the model's. At 0 they are not looked for.
+        whole: whether the documents of hits have text and metadata; without, they have id and title.
 
     Raises:
         ValueError: a value is outside of its range.
@@ -51,6 +52,7 @@ class SearchOptions:
     mode: Mode = "generative"
     level: str | None = None
     lexical_weight: float | None = None
+    whole: bool = True
 
     def __post_init__(self) -> None:
         _check_range("top_k", self.top_k, MAX_TOP_K)

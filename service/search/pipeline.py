@@ -129,7 +129,7 @@ class Pipeline:
             ranked = self._join(walked, said_QB, found, tokens_Q, encoded.vectors_QD, options)
         clock.lap("rank")
 
-        hits = self._fetch(beams, ranked)
+        hits = self._fetch(beams, ranked, options.whole)
         clock.lap("documents")
 
         return [
@@ -225,10 +225,10 @@ class Pipeline:
         candidates = [np.concatenate(positions) for positions in zip(*found, strict=True)]
         return join(walked, candidates, vectors_QD, self.bundle.vectors, options.top_k, said_QB, words)
 
-    def _fetch(self, beams: Beams | None, ranked: Ranked) -> list[list[Hit]]:
+    def _fetch(self, beams: Beams | None, ranked: Ranked, whole: bool) -> list[list[Hit]]:
         """Turn the ranked positions of all queries into hits, with one look at the documents."""
         rows = [(query, place) for query, size in enumerate(ranked.size_Q) for place in range(size)]
-        documents = self.bundle.documents.many([int(ranked.position_QK[row]) for row in rows])
+        documents = self.bundle.documents.many([int(ranked.position_QK[row]) for row in rows], whole)
         hits: list[list[Hit]] = [[] for _ in ranked.size_Q]
         for row, document in zip(rows, documents, strict=True):
             query, position, beam = row[0], int(ranked.position_QK[row]), int(ranked.beam_QK[row])

@@ -146,7 +146,8 @@ def running(pipeline: Any, **changes: Any) -> Iterator[tuple[str, int, Server]]:
     server = Server(server_config(app, settings), app.state.shared.readiness, settings.drain_seconds, started.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
-    assert started.wait(200), "the server did not start"
+    wait_until(lambda: started.is_set() or not thread.is_alive(), seconds=200)
+    assert started.is_set(), "the server did not start"
     try:
         yield f"http://127.0.0.1:{port}", port, server
     finally:

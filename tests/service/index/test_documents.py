@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,14 @@ def test_many_keeps_the_asked_order_and_repeats_across_statements(store: Documen
     positions = [7, 3, 7, *range(1199, 0, -1), 0]
     assert [document.metadata["i"] for document in store.many(positions)] == positions
     assert store.many([]) == []
+    store.close()
+
+
+def test_texts_and_metadata_are_read_where_they_are_wanted(store: DocumentStore) -> None:
+    named = store.many([3, 0], whole=False)
+    assert named == [replace(document, text="", metadata={}) for document in store.many([3, 0])]
+    with pytest.raises(IndexError, match="no document at position"):
+        store.many([len(store)], whole=False)
     store.close()
 
 
