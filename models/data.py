@@ -271,9 +271,14 @@ def _checked_qrels(path: Path, queries: Mapping[str, Any], documents: Mapping[st
 
 
 def unlike(texts: Sequence[str], others: Iterable[str]) -> list[int]:
-    """Rows of the texts that are none of the others; case and white space count for nothing."""
-    asked = {" ".join(text.split()).casefold() for text in others}
-    return [row for row, text in enumerate(texts) if " ".join(text.split()).casefold() not in asked]
+    """Rows of the texts that are `folded` none of the others."""
+    asked = {folded(text) for text in others}
+    return [row for row, text in enumerate(texts) if folded(text) not in asked]
+
+
+def folded(text: str) -> str:
+    """A text whose case and white space count for nothing."""
+    return " ".join(text.split()).casefold()
 
 
 def _read_sequences(path: Path) -> Iterator[tuple[str, list[str]]]:

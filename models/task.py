@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data import DataError, Dataset, Document, Qrels, read_qrels, read_queries, read_vectors
+from models.data import DataError, Dataset, Document, Qrels, folded, read_qrels, read_queries, read_vectors
 from models.lines import refuse_unknown
 from service.index.bundle import Bundle, Model, open_model
 from service.model.encoder import Encoded, Encoder
@@ -114,18 +114,14 @@ def seen_in_train(data: Path, task: Task) -> int:
 
     A train split that is not there, or that nobody can read, has seen none: it is not what is measured.
     """
-
-    def asked(text: str) -> str:
-        return " ".join(text.split()).casefold()
-
     try:
         pairs = [(query, document) for query, document, grade in read_qrels(data / "qrels" / "train.tsv") if grade > 0]
-        texts = {query.id: asked(query.text) for query in read_queries(data / "queries.jsonl")}
+        texts = {query.id: folded(query.text) for query in read_queries(data / "queries.jsonl")}
     except (DataError, OSError):
         return 0
     trained = {(texts[query], document) for query, document in pairs if query in texts}
     return sum(
-        any((asked(text), document) in trained for document, grade in task.qrels[query].items() if grade > 0)
+        any((folded(text), document) in trained for document, grade in task.qrels[query].items() if grade > 0)
         for query, text in zip(task.ids, task.texts, strict=True)
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -30,6 +31,23 @@ def write_errors(path: Path) -> Iterator[None]:
             f"{path} could not be written ({error}): free disk space or mend the folder, then give the same command "
             "again; a training goes on from its last checkpoint"
         ) from None
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+    """An optimizer's moments by name, for a checkpoint; nothing for none."""
+    state = {} if optimizer is None else optimizer.state_dict()["state"]
+    return {f"optimizer.{i}.{key}": torch.as_tensor(v) for i, moments in state.items() for key, v in moments.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimizer that was made for the same parameters the moments of `optimizer_tensors` back."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            index, _, key = rest.partition(".")
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

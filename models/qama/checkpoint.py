@@ -36,9 +36,7 @@ def save_checkpoint(
 ) -> None:
     """Write model, thresholds and AdamW's moments after `step` steps; a crash leaves the old file whole."""
     tensors = {f"model.{name}": value for name, value in objective.state_dict().items()}
-    state = {} if optimizer is None else optimizer.state_dict()["state"]
-    for index, moments in state.items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+    tensors |= files.optimizer_tensors(optimizer)
     files.save_checkpoint(path, tensors, {"step": str(step), "fingerprint": print_})
 
 
@@ -54,10 +52,5 @@ def load_checkpoint(path: Path, print_: str, objective: Objective, optimizer: to
     model = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     objective.load_state_dict(model)
     if optimizer is not None:
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".", 2)
-                moments.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        files.restore_optimizer(optimizer, tensors)
     return int(metadata["step"])

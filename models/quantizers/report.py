@@ -111,6 +111,7 @@ def plot_report(name: str, quality: SidQuality, path: Path) -> None:
 
 def _bundle_sids(path: Path) -> Sids:
     from service.index.bundle import open_bundle
+    from service.index.trie import padding_of
     from service.model.quantizer import reconstruct
 
     bundle = open_bundle(path)
@@ -118,9 +119,8 @@ def _bundle_sids(path: Path) -> Sids:
         settings = bundle.manifest.model
         tokens = np.asarray(bundle.trie.sids_NL)
         padded = tokens.astype(np.int32)
-        if tokens.dtype == np.uint16:
-            padded[tokens == np.iinfo(np.uint16).max] = -1
-        ids = [document.id for document in bundle.documents.many(range(len(padded)))]
+        padded[tokens == padding_of(tokens.dtype)] = -1
+        ids = [document.id for document in bundle.documents.many(range(len(padded)), whole=False)]
         cosine = None
         tensors = bundle.model.quantizer_tensors
         if not any(name.startswith("projection.") for name in tensors):  # else codes live in another space

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,18 +36,9 @@ def save_checkpoint(
     """Write a checkpoint; a crash leaves the old one whole."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"extra.{name}": value for name, value in extra.items()}
-    tensors |= _optimizer_tensors(optimizer)
+    tensors |= files.optimizer_tensors(optimizer)
     metadata = {"place": json.dumps(vars(place)), "fingerprint": fingerprint}
     files.save_checkpoint(path, tensors, metadata)
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
-    if optimizer is None:
-        return {}
-    state = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{index}.{key}": torch.as_tensor(v) for index, entry in state.items() for key, v in entry.items()
-    }
 
 
 @dataclass(frozen=True)
@@ -58,12 +48,11 @@ class Checkpoint:
     place: Place
     model: dict[str, Tensor]
     extra: dict[str, Tensor]
-    optimizer: dict[int, dict[str, Tensor]]
+    optimizer: dict[str, Tensor]
 
     def restore_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Load the moments into an optimizer that was made for the same parameters."""
-        state: dict[str, Any] = optimizer.state_dict()
-        optimizer.load_state_dict({"state": self.optimizer, "param_groups": state["param_groups"]})
+        files.restore_optimizer(optimizer, self.optimizer)
 
 
 def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint | None:
@@ -75,15 +64,9 @@ def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint | None:
     if not path.is_file():
         return None
     tensors, metadata = files.load_checkpoint(path, fingerprint, "recipe, seed or data set")
-    optimizer: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "optimizer":
-            index, key = rest.split(".", 1)
-            optimizer.setdefault(int(index), {})[key] = value
     return Checkpoint(
         Place(**json.loads(metadata["place"])),
         {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")},
         {name.removeprefix("extra."): value for name, value in tensors.items() if name.startswith("extra.")},
-        optimizer,
+        {name: value for name, value in tensors.items() if name.startswith("optimizer.")},
     )
