@@ -47,8 +47,10 @@ def test_a_training_reads_as_much_history_as_its_recipe_says(monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("trained")
-@pytest.mark.parametrize(("data", "corpus"), [(("one",), "one"), (("one", "two"), "CORPUS")])
+@pytest.mark.parametrize(("data", "corpus"), [(("one",), "one"), (("one", "two"), "DATA")])
 def test_the_next_command_is_the_readmes(data: tuple[str, ...], corpus: str) -> None:
-    assert call(*data).endswith(
-        f"next: rhumb index --model runs/mine/model-int8 --corpus {corpus} --out runs/mine/bundle\n"
+    command = (
+        f"rhumb index --model runs/mine/model-int8 --corpus {corpus} --vectors runs/mine/vectors/{corpus}.npy --out "
     )
+    assert call(*data).endswith(f"next: {command}runs/mine/bundle\n")
+    assert command.replace(corpus, "DATA") in (Path(__file__).parents[3] / "README.md").read_text("utf-8")

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from service.index.artefact import ArtefactError
-from service.index.bundle import open_bundle
+from service.index.bundle import open_bundle, open_model
+from service.index.corpus import read_corpus
 from service.index.inspect import inspect_artefact, level_use
 from service.index.inspect_tables import collision_rows, render
 from service.index.trie import build_trie, collision_sizes
+from service.model.encoder import Encoder
 from service.model.layout import LEVELS
 from tests.tiny import make_bundle, make_documents
 
@@ -148,8 +150,10 @@ def test_index_then_inspect(run: Any, tiny_model: Path, corpus: Path, tmp_path: 
 
 
 def test_index_takes_vectors_from_a_file(run: Any, tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
-    vectors = np.random.default_rng(0).standard_normal((30, 16))
-    np.save(tmp_path / "v.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    model = open_model(tiny_model)
+    encoder = Encoder(model.encoder_file, model.tokenizer_file, model.manifest.text, 1)
+    texts = [(document.title, document.text) for document in read_corpus(corpus)]
+    np.save(tmp_path / "v.npy", encoder.encode_documents(texts, lambda _: None))
     arguments = ["index", "--model", str(tiny_model), "--corpus", str(corpus), "--out", str(tmp_path / "b")]
     code, _, err = run(*arguments, "--vectors", str(tmp_path / "v.npy"))
     assert code == 0, err
