@@ -42,6 +42,7 @@ def train(
 ) -> None:
     """Train a model on folders of documents and queries, or with the recipe qama an adapter for binary codes."""
     with plain_errors():
+        from models.data import vectors_file
         from models.retriever.recipe import load_recipe, read_table
         from models.retriever.train import run
 
@@ -63,7 +64,7 @@ def train(
             chosen = chosen.model_copy(update={"text": chosen.text.model_copy(update={"history_count": history})})
         run(chosen, data, out, device, resume)
     corpus = data[0] if len(data) == 1 else Path("DATA")
-    vectors = out / "vectors" / f"{corpus.resolve().name}.npy"
+    vectors = vectors_file(out, corpus)
     typer.echo(
         f"next: rhumb index --model {out / 'model-int8'} --corpus {corpus} --vectors {vectors} --out {out / 'bundle'}"
     )

@@ -276,6 +276,11 @@ def unlike(texts: Sequence[str], others: Iterable[str]) -> list[int]:
     return [row for row, text in enumerate(texts) if folded(text) not in asked]
 
 
+def vectors_file(run: Path, folder: Path) -> Path:
+    """Where a training keeps the vectors of a data set's documents, in the order of its corpus."""
+    return run / "vectors" / f"{folder.resolve().name}.npy"
+
+
 def folded(text: str) -> str:
     """A text whose case and white space count for nothing."""
     return " ".join(text.split()).casefold()

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 
-from models.data import load_dataset
+from models.data import load_dataset, vectors_file
 from models.quantizers.report import load_sids
 from service.index.build import build_bundle
 from service.index.bundle import open_bundle
@@ -30,7 +30,7 @@ def main(out: Path, folder: Path) -> None:
     queries = [data.queries[query] for query in data.judged("test")[:ASKED]]
     for number, model in enumerate(models):
         bundle = out / "asked" / str(number)
-        vectors = model.with_name("vectors") / f"{folder.name}.npy"
+        vectors = vectors_file(model.parent, folder)
         given = np.load(vectors, allow_pickle=False) if vectors.is_file() else None
         build_bundle(model, data.documents, bundle, vectors=given, replace=True, progress=False)
         sids = load_sids(bundle)

@@ -29,7 +29,7 @@ class Material:
         real, pseudo: pairs to train on.
         held_out: pairs to validate on: the dev split where there is one, otherwise a part of train; of a user's
             queries the last at most, as when serving: nothing later is known.
-        sizes: documents of each data set, by its folder's name.
+        sizes: documents of each data set, by its folder.
         document_words: what of each document lexical search indexes.
         held_out_words: the text of each pair's query in `held_out`, without prefix and history.
     """
@@ -39,7 +39,7 @@ class Material:
     real: list[Pair]
     pseudo: list[Pair]
     held_out: list[Pair]
-    sizes: dict[str, int]
+    sizes: dict[Path, int]
     document_words: list[str] = field(default_factory=list)
     held_out_words: list[str] = field(default_factory=list)
 
@@ -55,8 +55,8 @@ def gather(datasets: Sequence[Dataset], recipe: Recipe, tokenizer: Tokenizer) ->
         raise RecipeError(
             "pseudo_queries.source = 'file' names documents of one data set: train on one, or sample them"
         )
-    sizes = {dataset.folder.resolve().name: len(dataset.documents) for dataset in datasets}
-    if len(sizes) < len(datasets):
+    sizes = {dataset.folder.resolve(): len(dataset.documents) for dataset in datasets}
+    if len({folder.name for folder in sizes}) < len(datasets):
         raise RecipeError(f"two of the {len(datasets)} data sets are in folders of one name: rename one")
     documents: list[str] = []
     texts: list[str] = []

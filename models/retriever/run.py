@@ -17,7 +17,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from models.data import Dataset
+from models.data import Dataset, vectors_file
 from models.quantizers.base import Quantizer, codes_to_tokens, make_quantizer
 from models.quantizers.gumbel import Gumbel
 from models.retriever.batches import Texts, embed
@@ -291,7 +291,7 @@ def publish_run(run: Run) -> Path:
     write_vectors(run)
     run.retriever.to("cpu").eval()
     state = run.quantizer.state()
-    names = tuple(run.material.sizes)
+    names = tuple(folder.name for folder in run.material.sizes)
     for precision, name in (("float32", "model"), ("int8", "model-int8")):
         target = run.out / name
         publish_model(run.retriever, state, run.tokenizer, run.recipe, names, target, precision, weight)  # type: ignore[arg-type]
@@ -307,13 +307,13 @@ def write_vectors(run: Run) -> None:
     An index that is given them has the SIDs that were trained, whatever the precision of its encoder (decision 15).
     """
     vectors_ND = encode_documents(run) if run.vectors_ND is None else run.vectors_ND
-    folder = run.out / "vectors"
-    with write_errors(folder):
-        folder.mkdir(exist_ok=True)
-        first = 0
-        for name, count in run.material.sizes.items():
-            write_array(folder / f"{name}.npy", vectors_ND[first : first + count].cpu().numpy())
-            first += count
+    first = 0
+    for folder, count in run.material.sizes.items():
+        file = vectors_file(run.out, folder)
+        with write_errors(file):
+            file.parent.mkdir(exist_ok=True)
+            write_array(file, vectors_ND[first : first + count].cpu().numpy())
+        first += count
 
 
 def save_encoder(run: Run) -> None:

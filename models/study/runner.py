@@ -21,7 +21,7 @@ import onnxruntime
 import torch
 from rich.console import Console
 
-from models.data import SEQUENCES, DataError, Dataset, load_dataset
+from models.data import SEQUENCES, DataError, Dataset, load_dataset, vectors_file
 from models.lines import lines
 from models.measures_deep import scaled_depths
 from models.retriever.recipe import Recipe
@@ -173,7 +173,7 @@ def run_cell(job: Job, folder: Path, out: Path, figures: Path, plan: Plan, devic
     recipe, run, bundle = job.recipe, out / "run", out / "bundle"
     dataset = _load(folder, recipe)
     model = run / ("model" if plan.precision == "float32" else "model-int8")
-    vectors = run / "vectors" / f"{folder.resolve().name}.npy"
+    vectors = vectors_file(run, folder)
     if not (keep_if_same(run, job.model) and model.is_dir() and vectors.is_file()):
         train(recipe, [dataset], run, device, shelf=shelf)
     vectors_ND = np.load(vectors, allow_pickle=False)

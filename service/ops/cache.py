@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -113,10 +113,9 @@ class RedisCache:
     """
 
     def __init__(self, url: str, *, timeout_seconds: float, connections: int, ttl_seconds: float) -> None:
-        pool = BlockingConnectionPool.from_url(
+        pool = ConnectionPool.from_url(
             url,
-            max_connections=connections,
-            timeout=timeout_seconds,  # for a free connection; there always is one, since `_connections` counts them
+            max_connections=connections,  # never asked for more: `_connections` counts them
             socket_timeout=timeout_seconds,
             socket_connect_timeout=timeout_seconds,
             retry=Retry(NoBackoff(), 0),  # the default of ten retries blocked requests for 15 s

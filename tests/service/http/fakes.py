@@ -96,9 +96,9 @@ class FakePipeline:
             assert self.may_go.wait(30), "a test forgot to let the pipeline go"
         if self.error is not None:
             raise self.error
-        return [self._answer(options) for _ in queries]
+        return [self._answer(options, query) for query in queries]
 
-    def _answer(self, options: SearchOptions) -> Answer:
+    def _answer(self, options: SearchOptions, query: str) -> Answer:
         shown = list(enumerate(self.bundle.documents.documents))[: options.top_k]
         return make_answer(
             [make_hit(position, document) for position, document in shown], {"encode": 0.002, "walk": 0.001}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -105,15 +105,8 @@ async def test_a_batch_of_many_beams_is_computed_in_pieces(
 class Echo(FakePipeline):
     """Finds documents whose title is the query."""
 
-    def search(
-        self,
-        queries: Sequence[str],
-        options: SearchOptions | None = None,
-        histories: Sequence[Sequence[str]] | None = None,
-    ) -> list[Answer]:
-        super().search(queries, options, histories)
-        hits = [make_hit(row, Document(str(row), query, "text")) for row, query in enumerate(queries)]
-        return [make_answer([hit], {"encode": 0.002}) for hit in hits]
+    def _answer(self, options: SearchOptions, query: str) -> Answer:
+        return make_answer([make_hit(0, Document("0", query, "text"))], {"encode": 0.002})
 
 
 async def test_a_piece_that_fails_is_the_last(engine: Engine) -> None:
