@@ -1,12 +1,9 @@
-"""Checkpoints of an adapter's training, and the history beside them, each replaced by one rename."""
+"""Checkpoints of an adapter's training, each replaced by one rename."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,13 +19,6 @@ def fingerprint(recipe: AdapterRecipe, vectors: TrainVectors) -> str:
     for array in (vectors.documents, vectors.queries, vectors.pairs):
         digest.update(b"none" if array is None else repr(array.shape).encode() + array.tobytes())
     return digest.hexdigest()
-
-
-def save_json(path: Path, values: Any) -> None:
-    """Write plain values as JSON; a crash leaves the old file whole."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=1))
-    os.replace(partial, path)
 
 
 def save_checkpoint(

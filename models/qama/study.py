@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from pathlib import Path
 
 import torch
 
+from models.kept import keep_if_same, save_json
 from models.qama.batches import TrainVectors
-from models.qama.checkpoint import fingerprint, save_json
+from models.qama.checkpoint import fingerprint
 from models.qama.measure import Judged, Score, baseline, float_baselines, measure
 from models.qama.recipe import AdapterRecipe, load_recipe, parse_recipe
 from models.qama.study_data import StudySet, load_set, subset
@@ -35,7 +35,6 @@ from service.ops.progress import progress_bar
 
 SETS = ("scifact", "tldr", "cosqa")
 SCORES_NAME = "scores.json"
-STAMP_NAME = "fingerprint.txt"
 QUICK = {"documents": 400, "queries": 60, "steps": 8}
 
 
@@ -88,7 +87,7 @@ def run_cell(data: StudySet, variant: Variant, seed: int, folder: Path) -> list[
     """Train and measure one adapter, or read what an earlier call measured; an interrupted one goes on."""
     recipe = with_seed(variant.recipe, seed)
     vectors = data.train if variant.queries else data.without_queries()
-    _keep_if_same(folder, _cell_fingerprint(recipe, vectors, data.test))
+    keep_if_same(folder, _cell_fingerprint(recipe, vectors, data.test))
     path = folder / SCORES_NAME
     if path.is_file():
         return [Score(**score) for score in json.loads(path.read_text())]
@@ -99,15 +98,6 @@ def run_cell(data: StudySet, variant: Variant, seed: int, folder: Path) -> list[
     (folder / CHECKPOINT_NAME).unlink(missing_ok=True)  # its moments are twice the adapter's size
     save_json(path, [score._asdict() for score in scores])
     return scores
-
-
-def _keep_if_same(folder: Path, print_: str) -> None:
-    """Empty the folder of a cell that was made by another recipe or from other data."""
-    stamp = folder / STAMP_NAME
-    if not (stamp.is_file() and stamp.read_text() == print_):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        stamp.write_text(print_)
 
 
 def _cell_fingerprint(recipe: AdapterRecipe, train: TrainVectors, test: Judged) -> str:

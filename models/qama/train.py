@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from models.kept import save_json
 from models.qama.batches import BatchSource, IntArray, TrainVectors, unit_vectors
-from models.qama.checkpoint import fingerprint, load_checkpoint, save_checkpoint, save_json
+from models.qama.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from models.qama.objective import Objective
 from models.qama.recipe import AdapterRecipe, RecipeError, load_recipe
 from models.qama.start import FloatArray

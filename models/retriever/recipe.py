@@ -94,6 +94,23 @@ class ObjectiveTable(Table):
     guided_scale: float = Field(default=3.0, gt=0)
     guided_weight: float = Field(default=40.0, gt=0)
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> ObjectiveTable:
+        read_by = {"generative": ("scale", "distillation"), "guided": ("guided_scale", "guided_weight")}
+        for scoring, keys in read_by.items():
+            unread = [key for key in keys if key in self.model_fields_set and getattr(self, key)]
+            if unread and not getattr(self, scoring):
+                raise ValueError(
+                    f"{unread[0]} is {getattr(self, unread[0])} and {scoring} 0: that scoring is not trained, remove "
+                    f"{unread[0]} or set {scoring} above 0"
+                )
+        if self.trust == "as_right" and not self.distillation and not self.guided:
+            raise ValueError(
+                "trust is 'as_right', distillation 0 and guided 0: nothing listens to the dense retriever, remove "
+                "trust, or set one of them above 0"
+            )
+        return self
+
     @property
     def normalisation(self) -> Normalisation:
         """Among which tokens the service normalises generative scores: those that the loss chose among.

@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 
 from models.data import SEQUENCES, DataError, Dataset, load_dataset, vectors_file
+from models.kept import keep_if_same, save_json
 from models.lines import lines
 from models.measures_deep import scaled_depths
 from models.retriever.recipe import Recipe
@@ -180,10 +181,7 @@ def run_cell(job: Job, folder: Path, out: Path, figures: Path, plan: Plan, devic
     build_bundle(model, dataset.documents, bundle, vectors=vectors_ND, progress=False, replace=True, lexical=False)
     log = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
     result = measure_bundle(bundle, folder, plan) | {"log": log, "made": made_by(device), "fingerprint": job.figures}
-    figures.parent.mkdir(parents=True, exist_ok=True)
-    partial = figures.with_suffix(".partial")
-    partial.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    partial.replace(figures)
+    save_json(figures, result)
     shutil.rmtree(bundle)
     for name in ("checkpoint.safetensors", "model", "model-int8"):
         if name != model.name:
@@ -198,17 +196,6 @@ def made_by(device: str) -> dict[str, str]:
         "device": device,
         "source": source_print(),
     }
-
-
-def keep_if_same(run: Path, print_: str) -> bool:
-    """Make a run's folder bear a fingerprint; a run with another is removed. Says whether one was kept."""
-    mark = run / "fingerprint"
-    if mark.is_file() and mark.read_text() == print_:
-        return True
-    shutil.rmtree(run, ignore_errors=True)
-    run.mkdir(parents=True)
-    mark.write_text(print_)
-    return False
 
 
 def read_result(job: Job, figures: Path) -> dict[str, Any] | None:

@@ -472,7 +472,7 @@ def test_contradictory_recipes_are_refused(tmp_path: Path, changes: dict[str, An
 
 
 def test_a_joint_table_without_a_joint_stage_is_refused(tmp_path: Path) -> None:
-    table = small_recipe(tmp_path).model_dump() | {"stage": [DECODE]}
+    table = small_recipe(tmp_path).model_dump(exclude_unset=True) | {"stage": [DECODE]}
     with pytest.raises(RecipeError, match=r"\[joint\] is given, but no stage has objective = 'joint'"):
         parse_recipe(table)
 

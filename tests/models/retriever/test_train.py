@@ -500,6 +500,13 @@ PREFIXED = {"max_query_tokens": 9, "max_document_tokens": 9, "query_prefix": "q:
         ({"stage": [TUNE]}, "no stage trains the decoder"),
         ({"stage": [TUNE, DECODE, TUNE]}, "a contrast stage follows one that uses codes"),
         ({"objective": {"generative": 0, "guided": 0}}, "a decode stage would learn nothing"),
+        ({"objective": {"generative": 0, "scale": 9}}, r"scale is 9\.0 and generative 0: .*, remove scale or set"),
+        ({"objective": {"generative": 0, "distillation": 0.5}}, r"distillation is 0\.5 and generative 0: .*remove"),
+        ({"objective": {"guided": 0, "guided_weight": 9}}, r"guided_weight is 9\.0 and guided 0: .* set guided above"),
+        (
+            {"objective": {"guided": 0, "distillation": 0, "trust": "as_right"}},
+            "trust is 'as_right', distillation 0 and guided 0: nothing listens",
+        ),
         ({"stage": [TUNE | {"decoder_lr": 1e-3}, DECODE]}, "stage 'tune': a contrast stage .*, remove decoder_lr"),
         ({"stage": [TUNE | {"patience": 2, "anchor": 1}, DECODE]}, "stage 'tune': .*, remove patience and anchor"),
         ({"stage": [TUNE | {"validate_every": 2}, DECODE]}, "stage 'tune': .*, remove validate_every"),
