@@ -10,11 +10,13 @@ ARG EXTRA=cpu
 WORKDIR /src
 RUN python -m venv /opt/rhumbline
 ENV PATH=/opt/rhumbline/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# what it depends on, which a change of the code leaves as it is; then the code
 COPY pyproject.toml README.md LICENSE NOTICE ./
+RUN pip install ".[${EXTRA}]"
 COPY service service
 COPY models models
 COPY loadtest loadtest
-RUN pip install ".[${EXTRA}]"
+RUN pip install --no-deps --force-reinstall .
 
 FROM python:${PYTHON}-slim-bookworm
 LABEL org.opencontainers.image.title="rhumbline" \

@@ -6,6 +6,8 @@
 # make clean: remove the environment, builds and caches of tools; what was trained and indexed stays
 
 PYTHON ?= python3
+ARGS =
+OUT = runs/study
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -37,10 +39,9 @@ lint: $(DEVELOPING)
 bench: $(DEVELOPING)
 	$(BIN)/rhumb bench trie
 	$(BIN)/rhumb bench hamming
-	$(BIN)/rhumb bench search "$$($(BIN)/rhumb demo --prepare)"
+	bundle=$$($(BIN)/rhumb demo --prepare) && $(BIN)/rhumb bench search "$$bundle"
 
 # The study of all systems: make results ARGS='--data DATA --encoder ENCODER', or ARGS=--quick for a tiny one.
-OUT ?= runs/study
 results: $(DEVELOPING)
 	$(BIN)/rhumb study --out $(OUT) $(ARGS)
 
@@ -56,7 +57,7 @@ clean:
 	find $(LINTED) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:
-	$(PYTHON) -c 'import sys; sys.exit("Rhumbline needs Python 3.11 or later, this is " + sys.version.split()[0] + ": make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 15) or sys.exit("Rhumbline needs Python 3.11 to 3.14, this is " + sys.version.split()[0] + ": make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 

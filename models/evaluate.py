@@ -27,6 +27,7 @@ from models.task import SAMPLED, EncodedQueries, Settings, Task, make_task, seen
 from service.index.bundle import Bundle, open_bundle
 from service.ops.progress import progress_bar
 from service.search.codes import CodeSearch
+from service.search.modes import served
 from service.search.options import MAX_TOP_K
 from service.search.pipeline import Answer, Hit, Pipeline, SearchOptions
 
@@ -134,7 +135,8 @@ def _walk_rows(
 def _word_rows(pipeline: Pipeline, task: Task, queries: EncodedQueries, settings: Settings) -> Iterator[Row]:
     """The modes that look for words: alone, and joined with the walk by every scoring, with a beam a result."""
     offered = pipeline.bundle.manifest.model.scorings
-    asked = [("lexical", offered[0]), *(("hybrid", scoring) for scoring in settings.scorings or offered)]
+    joined = (settings.scorings or offered) if "hybrid" in served(pipeline.has) else ()  # not where words count nothing
+    asked = [("lexical", offered[0]), *(("hybrid", scoring) for scoring in joined)]
     with progress_bar("words", len(asked) * len(task.ids)) as advance:
         for mode, scoring in asked:
             options = SearchOptions(top_k=DEPTH, mode=mode, scoring=scoring)  # type: ignore[arg-type]  # of a literal

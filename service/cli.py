@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from service import __version__
 from service.ops.kernels import prepare_kernel_cache
 from service.ops.logs import configure_logging
 from service.ops.settings import Settings, load_settings, settings_markdown, settings_table
@@ -131,15 +132,30 @@ def show_settings(
     Console().print(table)
 
 
+def print_version(wanted: bool) -> None:
+    """Print the version and stop, if that is wanted."""
+    if wanted:
+        print(f"rhumbline {__version__}")
+        raise typer.Exit
+
+
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=print_version)
+    ] = False,
+) -> None:
+    """Rhumbline: generative retrieval. Train, index, evaluate and serve."""
+
+
 def make_app() -> typer.Typer:
     """Return the command line with the commands of all rooms that are installed."""
     app = typer.Typer(
         name="rhumb",
-        help="Rhumbline: generative retrieval. Train, index, evaluate and serve.",
         epilog="`rhumb settings` prints the environment variables of the service; RHUMB_DEBUG=1 shows tracebacks.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
     )
+    app.callback()(options)
     app.command("serve")(serve)
     app.command("demo")(demo)
     app.command("settings")(show_settings)

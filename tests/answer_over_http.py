@@ -28,6 +28,7 @@ def main(out: Path, folder: Path) -> None:
     assert models, f"{out} holds no model of {folder.name}: run a study into it first"
     data = load_dataset(folder, ["test"])
     queries = [data.queries[query] for query in data.judged("test")[:ASKED]]
+    texts = {document.id: document.text for document in data.documents}
     for number, model in enumerate(models):
         bundle = out / "asked" / str(number)
         vectors = vectors_file(model.parent, folder)
@@ -39,12 +40,12 @@ def main(out: Path, folder: Path) -> None:
             info = httpx.get(f"{url}/info", timeout=60).json()
             for scoring in info["scorings"]:
                 for query in queries:
-                    check_answer(url, {"query": query, "scoring": scoring}, codes)
+                    check_answer(url, {"query": query, "scoring": scoring}, codes, texts)
         print(f"{info['recipe']} answers: {', '.join(info['scorings'])}", flush=True)
 
 
-def check_answer(url: str, asked: dict[str, str], codes: dict[str, list[int]]) -> None:
-    """Ask for five documents: all are stored, with the semantic IDs that the index gave them."""
+def check_answer(url: str, asked: dict[str, str], codes: dict[str, list[int]], texts: dict[str, str]) -> None:
+    """Ask for five documents: they have the semantic IDs that the index gave them, and the first its text."""
     answer = httpx.post(f"{url}/v1/search", json={**asked, "top_k": 5, "include": ["codes"]}, timeout=60)
     assert answer.status_code == 200, answer.text
     results = answer.json()["results"]
@@ -52,7 +53,7 @@ def check_answer(url: str, asked: dict[str, str], codes: dict[str, list[int]]) -
     for result in results:
         assert [c for c in result["codes"] if c >= 0] == [c for c in codes[result["id"]] if c >= 0], result
     stored = httpx.get(f"{url}/v1/documents/{quote(results[0]['id'])}", timeout=60)
-    assert stored.json()["text"], stored.text
+    assert stored.json()["text"] == texts[results[0]["id"]], stored.text
 
 
 if __name__ == "__main__":

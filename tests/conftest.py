@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from service import cli
 from service.ops.kernels import prepare_kernel_cache
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other, and torch's threads wait by spinning
+hypothesis.settings.register_profile("rhumbline", deadline=None)  # a first example may compile a kernel
+hypothesis.settings.load_profile("rhumbline")
 prepare_kernel_cache(Path(__file__).parents[1] / ".pytest_cache")  # before any test imports numba: see there
 
 

@@ -28,7 +28,7 @@ SETTINGS = {name for name, _, _ in settings_table()}
 # keys of a service in the Compose specification that this project uses; a misspelt key is none of them
 SERVICE_KEYS = set(
     "build image command environment ports volumes depends_on read_only tmpfs cap_drop security_opt stop_grace_period "  # noqa: SIM905
-    "restart healthcheck user profiles".split()
+    "restart healthcheck user profiles pull_policy".split()
 )
 
 
@@ -161,11 +161,18 @@ def test_health_check_is_as_the_service_says(status: int, healthy: bool) -> None
 
 
 def test_make_knows_its_targets() -> None:
+    """And takes nothing from whoever's variables: `ARGS=--collect-only` of a host would pass tests that never ran."""
     if shutil.which("make") is None:
         pytest.skip("no make on PATH")
+    environment = {**os.environ, "ARGS": "--nothing", "OUT": "/nowhere"}
     for target in ("serve", "test", "lint", "bench", "results", "answers", "train", "clean"):
-        done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
+        command = ["make", "--dry-run", target]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
+        assert "--nothing" not in done.stdout
+        assert "/nowhere" not in done.stdout
+    done = subprocess.run(["make", "--dry-run", "results", "OUT=here", "ARGS=--quick"], cwd=ROOT, capture_output=True)
+    assert b"study --out here --quick" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -258,9 +265,11 @@ def test_load_test_reports_refusals_as_failures(tmp_path: Path) -> None:
     class Refusing(FakeService):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))
+            body = b'{"detail": "32 requests are in flight: ask again"}'
             self.send_response(503)
-            self.send_header("content-length", "0")
+            self.send_header("content-length", str(len(body)))
             self.end_headers()
+            self.wfile.write(body)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
     server.daemon_threads = True
@@ -271,4 +280,14 @@ def test_load_test_reports_refusals_as_failures(tmp_path: Path) -> None:
     server.server_close()
     thread.join(10)
     assert done.returncode == 1
-    assert "503: in flight limit" in (tmp_path / "run_failures.csv").read_text()
+    assert "503: N requests are in flight: ask again" in (tmp_path / "run_failures.csv").read_text()
+
+
+def test_a_load_test_whose_queries_cannot_be_read_asks_nothing(fake_service: str, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    for file in (tmp_path / "nowhere.txt", empty):
+        done = run_locust(fake_service, tmp_path, "--queries", str(file))
+        assert done.returncode != 0
+        assert str(file) in done.stderr
+    assert FakeService.asked == []

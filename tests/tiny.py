@@ -54,6 +54,8 @@ class Tiny:
     query_prefix: str = ""
     document_prefix: str = ""
     normalisation: str = "constrained"
+    lexical_weight: float = 0.3
+    fusion_weight: float = 3.0
     code_levels: tuple[str, ...] = ()  # of the QAMA adapter; none: the model has no adapter
     code_prefixes: tuple[int, ...] = (8, 16)
     seed: int = 0
@@ -111,11 +113,14 @@ def tiny_manifest(tiny: Tiny) -> ModelManifest:
         quantizer=QuantizerSettings(kind=tiny.kind),
         decoder=shape if tiny.decoder else None,
         normalisation=tiny.normalisation,  # type: ignore[arg-type]
-        token_scale=(10.0,) * levels if tiny.decoder else (),
-        guided_scale=(0.5,) * levels if tiny.decoder else (),
+        # every level another, so that a level that is served with another's scale shows
+        token_scale=tuple(10.0 - 2 * level for level in range(levels)) if tiny.decoder else (),
+        guided_scale=tuple(0.5 + 0.1 * level for level in range(levels)) if tiny.decoder else (),
         guided_weight=40.0 if tiny.decoder else 0.0,
         scorings=("generative", "geometric", "guided") if tiny.decoder else ("geometric",),
         default_scoring="guided" if tiny.decoder else "geometric",
+        lexical_weight=tiny.lexical_weight,
+        fusion_weight=tiny.fusion_weight,
         text=TextSettings(
             max_query_tokens=tiny.max_query_tokens,
             max_document_tokens=tiny.max_document_tokens,

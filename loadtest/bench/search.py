@@ -84,7 +84,10 @@ def run(
 def read_queries(file: Path | None, bundle: Bundle, limit: int) -> list[str]:
     """Return up to `limit` queries: lines of a file, else titles (or first words) spread over the bundle."""
     if file is not None:
-        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+        try:
+            lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+        except UnicodeDecodeError as error:
+            raise BenchError(f"'{file}' is not UTF-8 ({error.reason} at byte {error.start})") from None
         texts = [line for line in lines if line][:limit]
     else:
         count = len(bundle.documents)
@@ -202,11 +205,12 @@ def served(bundle_path: Path, threads: int) -> Iterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    quiet = {"CACHE_ENTRIES": "0", "DRAIN_SECONDS": "0", "LOG_LEVEL": "warning", "REDIS_URL": ""}
-    environment = os.environ | {f"RHUMB_{name}": value for name, value in quiet.items()}
+    quiet = {"RHUMB_CACHE_ENTRIES": "0", "RHUMB_DRAIN_SECONDS": "0", "RHUMB_LOG_LEVEL": "warning"}
+    others = {name: value for name, value in os.environ.items() if not name.upper().startswith("RHUMB_")}
+    kept = {name: value for name, value in os.environ.items() if name == "RHUMB_CACHE_DIR"}  # of compiled kernels
     command = [sys.executable, "-m", "service.cli", "serve", str(bundle_path), "--port", str(port)]
     command += ["--host", "127.0.0.1", "--threads", str(threads)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603 - our own command
+    process = subprocess.Popen(command, env=others | kept | quiet, stdout=subprocess.DEVNULL)  # noqa: S603 - our own command
     try:
         _wait_until_ready(process, port)
         yield port

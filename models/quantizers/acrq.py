@@ -118,10 +118,11 @@ class ACRQ(Quantizer):
     def least_documents(self) -> int:
         """As many as give the head a document for every anchor of a level, and the tail one for every extension row."""
         settings = self.settings
+        anchors, extensions = max(settings.anchors), max(settings.extensions)
+        near = max((anchors - 1) / settings.head_share, extensions / (1 - settings.head_share))  # but for rounding
+        first = max(max(settings.level_sizes), math.floor(near) - 1)
         return next(
-            n
-            for n in itertools.count(max(settings.level_sizes))
-            if settings.head(n) >= max(settings.anchors) and n - settings.head(n) >= max(settings.extensions)
+            n for n in itertools.count(first) if settings.head(n) >= anchors and n - settings.head(n) >= extensions
         )
 
     def _fit(self, points: Points, bar: Progress) -> FitReport:

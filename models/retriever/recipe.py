@@ -96,7 +96,7 @@ class ObjectiveTable(Table):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> ObjectiveTable:
-        read_by = {"generative": ("scale", "distillation"), "guided": ("guided_scale", "guided_weight")}
+        read_by = {"generative": ("distillation",), "guided": ("guided_scale", "guided_weight")}
         for scoring, keys in read_by.items():
             unread = [key for key in keys if key in self.model_fields_set and getattr(self, key)]
             if unread and not getattr(self, scoring):
@@ -255,6 +255,16 @@ class Recipe(Table):
         if unread and all(stage.objective != "decode" for stage in self.stage):
             raise ValueError(
                 f"objective.{min(unread)} is of decode stages, and there is none: leave it out, or add one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scale_is_read(self) -> Recipe:
+        given, read = "scale" in self.objective.model_fields_set, any(s.objective == "joint" for s in self.stage)
+        if given and not self.objective.generative and not read:
+            raise ValueError(
+                f"objective.scale is {self.objective.scale} and objective.generative 0: nothing reads it, remove scale "
+                "or set generative above 0"
             )
         return self
 

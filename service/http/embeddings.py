@@ -61,7 +61,8 @@ async def embeddings(body: Annotated[EmbeddingRequest, Body(openapi_examples=EXA
         check_texts("#/input", texts, limits.max_query_characters)
     order = Order(body, engine, kind, _space(body, engine))
     rows = [slice(first, first + limits.max_queries) for first in range(0, len(texts), limits.max_queries)]
-    parts, timings = await engine.compute_each([partial(order.part, each) for each in rows])
+    parts: list[Part] = []
+    timings = await engine.compute_each([partial(order.part, each) for each in rows], parts.append)
     tokens = sum(part.tokens for part in parts)
     usage = Usage(prompt_tokens=tokens, total_tokens=tokens)
     answer = EmbeddingAnswer(data=[], model=manifest.provenance.recipe, space=order.space, usage=usage)

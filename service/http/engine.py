@@ -71,7 +71,7 @@ class Search:
     def keys(self, digest: str) -> list[str]:
         """Return the cache key of each query: everything that its answer depends on."""
         allowed = None if self.filter is None else sorted(set(self.filter.ids))
-        how = repr((_code(), self.options, sorted(self.include), allowed))  # once: a filter may be long
+        how = repr((self.options, sorted(self.include), allowed))  # once: a filter may be long
         histories = self.histories or [[]] * len(self.queries)
         return [
             answer_key([digest, how, query, *history]) for query, history in zip(self.queries, histories, strict=True)
@@ -84,12 +84,6 @@ def pieces(search: Search) -> list[range]:
     walks = options.mode in ("generative", "hybrid")
     size = max(1, PIECE_BEAMS // options.beams(options.scoring or "")) if walks else queries
     return [range(start, min(start + size, queries)) for start in range(0, queries, size)]
-
-
-@cache
-def _code() -> str:
-    """What answers: services of other code that share a Redis do not read these."""
-    return sources_digest("search", "model", "http")
 
 
 class Engine:
@@ -116,7 +110,8 @@ class Engine:
         self.pipeline, self.cache, self.metrics = pipeline, cache, metrics
         self.max_in_flight, self.queue_seconds = max_in_flight, queue_seconds
         self.in_flight = 0
-        self._digest = pipeline.bundle.digest
+        # of what answers: services of another bundle or other code that share a Redis do not read these answers
+        self._digest = pipeline.bundle.digest + sources_digest("search", "model", "index", "http")
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="rhumb-search")
         self._canary_thread = ThreadPoolExecutor(1, thread_name_prefix="rhumb-canary")
         self._writes: set[asyncio.Task[None]] = set()
@@ -129,7 +124,8 @@ class Engine:
         """
         begin = time.perf_counter()
         if search.options.explain:  # beams are not cached
-            answers, timings = await self._compute_search(search)
+            answers: list[QueryAnswer] = []
+            timings = await self._compute_search(search, answers)
         else:
             answers, timings = await self._search_cached(search)
         self.metrics.count_queries(len(answers))
@@ -142,17 +138,20 @@ class Engine:
         timings = {"cache": time.perf_counter() - begin}
         rows = {key: row for row, key in enumerate(keys) if key not in answers}  # each question once
         if rows:
-            fresh, stages = await self._compute_search(search.part(list(rows.values())))
+            fresh: list[QueryAnswer] = []
+            try:
+                timings |= await self._compute_search(search.part(list(rows.values())), fresh)
+            finally:  # a batch that finds no thread in the end is asked again, and then finds what was computed
+                if fresh:
+                    await self._remember(dict(zip(rows, fresh, strict=False)))
             answers |= dict(zip(rows, fresh, strict=True))
-            timings |= stages
-            await self._remember(dict(zip(rows, fresh, strict=True)))
         return [answers[key] for key in keys], timings
 
-    async def _compute_search(self, search: Search) -> tuple[list[QueryAnswer], Timings]:
-        """Compute all queries, a piece of them at a time where they are walked by many beams."""
+    async def _compute_search(self, search: Search, answers: list[QueryAnswer]) -> Timings:
+        """Compute all queries, a piece of them at a time where they are walked by many beams; add their answers."""
+        eligible = cache(partial(document_filter, self.pipeline, search.filter))  # once, by the first piece's thread
         parts = [search.part(rows) for rows in pieces(search)]
-        answers, timings = await self.compute_each([partial(self._run, part) for part in parts])
-        return [answer for part in answers for answer in part], timings
+        return await self.compute_each([partial(self._run, part, eligible) for part in parts], answers.extend)
 
     async def _look_up(self, keys: Sequence[str]) -> dict[str, QueryAnswer]:
         values = await self.cache.get_many(keys)
@@ -182,18 +181,19 @@ class Engine:
             Problem: 503 when the service is full or no thread was free in time, 422 for a text that the model cannot
                 encode, or what the work raises.
         """
-        (answers,), timings = await self.compute_each([work])
-        return answers, timings
+        answers: list[Answers] = []
+        timings = await self.compute_each([work], answers.append)
+        return answers[0], timings
 
-    async def compute_each(self, works: Sequence[Work[Answers]]) -> tuple[list[Answers], Timings]:
+    async def compute_each(self, works: Sequence[Work[Answers]], keep: Callable[[Answers], None]) -> Timings:
         """Run the pieces of one request in turn, each behind what waits by then; see `compute`.
 
-        They have one place, which is free again when a thread is done with the last, not when the client leaves.
+        They have one place, which is free again when a thread is done with the last, not when the client leaves. Each
+        piece's result is given to `keep` when it is there.
         """
         if self.in_flight >= self.max_in_flight:
             self.metrics.count_refusal("overload")
             raise overloaded(f"{self.in_flight} requests are in flight")
-        answers: list[Answers] = []
         timings: Timings = {}
         running: Future[tuple[Answers, Timings]] | None = None
         self._count(+1)
@@ -201,14 +201,14 @@ class Engine:
             for work in works:
                 running = self._submit(work)
                 answer, stages = await self._in_time(running)
-                answers.append(answer)
+                keep(answer)
                 timings |= {stage: timings.get(stage, 0.0) + seconds for stage, seconds in stages.items()}
         except TextError as error:
             raise Problem(422, f"a text {error.reason}") from None
         finally:
             self._leave_after(running)
         self.metrics.observe_stages(timings)
-        return answers, timings
+        return timings
 
     async def _in_time(self, queued: Future[Answers]) -> Answers:
         """Wait for work; what no thread has begun is dropped when its time is over, or the request is cancelled."""
@@ -249,12 +249,12 @@ class Engine:
         self.in_flight += change
         self.metrics.in_flight.set(self.in_flight)
 
-    def _run(self, search: Search) -> tuple[list[QueryAnswer], Timings]:
+    def _run(
+        self, search: Search, eligible: Callable[[], DocumentFilter | None] | None = None
+    ) -> tuple[list[QueryAnswer], Timings]:
         """Compute in a thread: the pipeline, then what clients get."""
         begin = time.perf_counter()
-        options = search.options
-        if search.filter is not None:
-            options = replace(options, eligible=document_filter(self.pipeline, search.filter))
+        options = search.options if eligible is None else replace(search.options, eligible=eligible())
         found = self.pipeline.search(search.queries, options, search.histories)
         done = time.perf_counter()
         answers = [

@@ -109,7 +109,10 @@ def raise_file_limit(wanted: int) -> None:
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    except (ValueError, OSError):  # a limit of the system (macOS), or a sandbox
+        allowed = soft
     if allowed < wanted:
         logger.warning(
             "this process may open %d files, RHUMB_MAX_CONNECTIONS wants %d: raise its limit (ulimit -n)",

@@ -136,7 +136,10 @@ def _providers(device: Device) -> list[str]:
 def _check_provider(device: Device) -> None:
     offered = ort.get_available_providers()
     if PROVIDERS[device] not in offered:
-        raise ModelError(f"device {device!r} is not offered by this onnxruntime ({offered}): install rhumbline[gpu]")
+        raise ModelError(
+            f"device {device!r} is not offered by this onnxruntime ({offered}): pip uninstall onnxruntime, "
+            "then install rhumbline[gpu]"
+        )
 
 
 def _check_version(version: str) -> None:

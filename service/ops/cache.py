@@ -109,7 +109,7 @@ def _cost(value: bytes) -> int:
 class RedisCache:
     """Answers shared through Redis; slow, dead, full or talking nonsense, it is a miss. Large answers are not kept.
 
-    Whoever finds no connection free has a miss as well, which says nothing against the server.
+    Whoever finds no connection free goes on without it as well, which says nothing against the server.
     """
 
     def __init__(self, url: str, *, timeout_seconds: float, connections: int, ttl_seconds: float) -> None:
@@ -125,12 +125,13 @@ class RedisCache:
         self._timeout_seconds, self._ttl_ms = timeout_seconds, max(1, round(ttl_seconds * 1000))
         self._connections, self._wait_seconds = asyncio.Semaphore(connections), timeout_seconds / 2
         self._resting_until = self._writes_resting_until = 0.0
-        self._slow = 0  # reads one after the other that took too long
+        self._slow, self._slow_until = 0, 0.0  # reads one after the other that took too long, and when the last ended
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None] | None:
         """Return each key's value or None, in one round trip; None for the whole call on any failure."""
         if self._rests() or not await self._has_place():
             return None
+        begin = time.monotonic()
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 values = await self._redis.mget([REDIS_PREFIX + key for key in keys])
@@ -139,7 +140,8 @@ class RedisCache:
             self._slow = 0
             return [value if isinstance(value, bytes) else None for value in values]
         except Exception as error:  # noqa: BLE001, RUF100  # the wire has raised RecursionError and AttributeError
-            self._slow += 1
+            if begin >= self._slow_until:  # reads that were slow together are one
+                self._slow, self._slow_until = self._slow + 1, time.monotonic()
             if not isinstance(error, TimeoutError | RedisTimeoutError) or self._slow >= SLOW_READS:
                 self._resting_until, self._slow = _rest_after(error), 0
             return None

@@ -6,7 +6,7 @@ Labels come from closed sets (route templates, stages, outcomes): what a client 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -43,6 +43,9 @@ class Metrics:
         self._refusals = Counter(
             "rhumb_refusals", "Requests refused for want of room, or by their head.", ["reason"], registry=registry
         )
+        for counter, labels in ((self._cache, get_args(CacheOutcome)), (self._refusals, get_args(Refusal))):
+            for label in labels:
+                counter.labels(label)  # there from the start at 0, so that the first event is an increase
         self.in_flight = Gauge("rhumb_in_flight", "Requests computed or waiting for a thread.", registry=registry)
         self.ready = Gauge("rhumb_ready", "1 while the service takes new work.", registry=registry)
         self.documents = Gauge("rhumb_documents", "Documents of the bundle.", registry=registry)

@@ -70,7 +70,10 @@ class Settings(BaseSettings):
         32, ge=1, le=100_000, description="Requests computed or waiting for a thread; one more gets 503 at once."
     )
     queue_seconds: float = Field(
-        5.0, gt=0, le=600, description="Seconds a request may wait for a thread; then it gets 503."
+        5.0,
+        gt=0,
+        le=600,
+        description="Seconds a request, or a piece of a large batch, may wait for a thread; then it gets 503.",
     )
 
     max_body_bytes: int = Field(1 << 20, ge=1024, le=1 << 30, description="Largest request body in bytes; 413 above.")

@@ -121,6 +121,38 @@ def test_queries_come_from_a_file_or_from_the_bundle(bundle: Bundle, tmp_path: P
     file.write_text("\n")
     with pytest.raises(BenchError, match="holds no query"):
         read_queries(file, bundle, 5)
+    file.write_bytes(b"caf\xe9\n")
+    with pytest.raises(BenchError, match=r"is not UTF-8 .* at byte 3"):
+        read_queries(file, bundle, 5)
+
+
+def test_settings_of_another_service_do_not_reach_the_one_that_is_measured(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("METRICS_PORT", "0"), ("DEVICE", "nonsense"), ("MAX_TOP_K", "-1"), ("CACHE_DIR", "/tmp/k")):
+        monkeypatch.setenv(f"RHUMB_{name}", value)
+    given: list[dict[str, str]] = []
+
+    class Popen:
+        returncode = 7
+
+        def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
+            given.append(env)
+
+        def poll(self) -> int:
+            return 7
+
+        def send_signal(self, number: int) -> None:
+            """It has ended."""
+
+        wait = send_signal
+
+    monkeypatch.setattr(bench_search.subprocess, "Popen", Popen)
+    with pytest.raises(BenchError, match="ended with status 7"), bench_search.served(bundle_path, 1):
+        pass
+    ours = {name for name in given[0] if name.startswith("RHUMB_")}
+    assert ours == {"RHUMB_CACHE_DIR", "RHUMB_CACHE_ENTRIES", "RHUMB_DRAIN_SECONDS", "RHUMB_LOG_LEVEL"}
+    assert given[0]["PATH"]
 
 
 def test_server_that_cannot_start_is_reported(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_query_without_known_words_finds_nothing() -> None:
     assert (found.positions == -1).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), k=st.integers(1, 12))
 def test_best_breaks_ties_by_position(seed: int, k: int) -> None:
     scores = np.random.default_rng(seed).integers(0, 4, size=(3, 9)).astype(np.float32)

@@ -158,7 +158,7 @@ def test_every_row_of_vectors_has_an_id_of_its_own(ids: str, counts: str, tmp_pa
         read_vectors(tmp_path / "docs.npy", tmp_path / "docs.ids.txt", ["a"])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(scores=st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=30))
 def test_a_reader_that_sorts_a_run_by_score_finds_the_written_order(
     tmp_path_factory: pytest.TempPathFactory, scores: list[float]

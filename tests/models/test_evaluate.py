@@ -84,6 +84,13 @@ def test_every_scoring_ranking_and_beam_has_a_row_beside_the_baselines(compared:
     assert (compared[0].documents, compared[0].queries, compared[0].free_queries) == (60, QUERIES, 5)
 
 
+def test_words_that_count_nothing_are_joined_with_no_walk(data_folder: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", lexical_weight=0.0)
+    settings = Settings(scorings=("geometric",), rankings=("cosine",), beams=(2,), free_queries=0)
+    rows = evaluate(bundle, data_folder, settings).rows
+    assert [row.system for row in rows] == ["BM25", "dense, bundle", "walk", "lexical"]
+
+
 def test_rows_measure_what_the_pipeline_answers(
     compared: tuple[Comparison, Path], pipeline: Pipeline, data_folder: Path
 ) -> None:

@@ -30,7 +30,7 @@ def plain(run: dict[str, list[str]], qrels: dict[str, dict[str, int]]) -> dict[s
     return {name: total / len(judged) for name, total in totals.items()}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_measures_are_those_of_the_textbook(data: st.DataObject) -> None:
     queries = [f"q{i}" for i in range(data.draw(st.integers(1, 6)))]

@@ -16,7 +16,7 @@ QRELS = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(run=RUNS, qrels=QRELS)
 def test_recall_and_items_per_query_are_those_of_the_definitions(
     run: dict[str, list[str]], qrels: dict[str, dict[str, int]]

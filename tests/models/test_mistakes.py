@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from service import cli
 from tests.models.qama.test_command import SMALL
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the TorchScript exporter, about itself
@@ -39,23 +38,6 @@ group = "systems"
 recipe = "hhq"
 """
 
-Call = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """Call `rhumb` as the console script does; gives exit code and stderr."""
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "numba"))
-    monkeypatch.setenv("COLUMNS", "400")
-
-    def call(*words: str | Path) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["rhumb", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        return int(stopped.value.code or 0), capsys.readouterr().err
-
-    return call
-
 
 @pytest.fixture
 def folder(tiny_encoder: Path, tmp_path: Path) -> Path:
@@ -77,13 +59,13 @@ def folder(tiny_encoder: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def refused(found: tuple[int, str], *words: str) -> None:
-    code, err = found
+def refused(run: Any, words: Sequence[object], *messages: str) -> None:
+    code, _, err = run(*map(str, words))
     assert code, err
     assert "Traceback" not in err
     assert not re.search(r"\wError\b", err), err
-    for word in words:
-        assert word in err, err
+    for message in messages:
+        assert message in err, err
 
 
 def edited(path: Path, old: str, new: str) -> Path:
@@ -110,16 +92,16 @@ def edited(path: Path, old: str, new: str) -> Path:
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused_when_it_is_read(
-    call: Call, folder: Path, tiny_data: Path, old: str, new: str, message: str
+    run: Any, folder: Path, tiny_data: Path, old: str, new: str, message: str
 ) -> None:
     path = edited(folder / "tiny.toml", old, new)
-    refused(call("train", tiny_data, "--recipe", path, "--out", folder / "run"), message)
+    refused(run, ["train", tiny_data, "--recipe", path, "--out", folder / "run"], message)
     assert not (folder / "run").exists()
 
 
-def test_a_negative_seed_is_refused(call: Call, folder: Path, tiny_data: Path) -> None:
+def test_a_negative_seed_is_refused(run: Any, folder: Path, tiny_data: Path) -> None:
     words = ["train", tiny_data, "--recipe", folder / "tiny.toml", "--out", folder / "run", "--seed", "-1"]
-    refused(call(*words), "--seed", "0")
+    refused(run, words, "--seed", "0")
     assert not (folder / "run").exists()
 
 
@@ -133,49 +115,50 @@ def test_a_negative_seed_is_refused(call: Call, folder: Path, tiny_data: Path) -
     ],
 )
 def test_what_a_training_cannot_start_from_is_refused(
-    call: Call, folder: Path, tiny_data: Path, option: str, value: str, message: str
+    run: Any, folder: Path, tiny_data: Path, option: str, value: str, message: str
 ) -> None:
     given = str(folder / value) if option == "--encoder" else value
     words = ["train", tiny_data, "--recipe", folder / "tiny.toml", "--out", folder / "run", option, given]
-    refused(call(*words), message.replace("{folder}", str(folder)))
+    refused(run, words, message.replace("{folder}", str(folder)))
     assert not (folder / "run").exists()
 
 
 def test_train_queries_that_a_later_stage_needs_are_missed_before_the_first(
-    call: Call, folder: Path, tiny_data: Path
+    run: Any, folder: Path, tiny_data: Path
 ) -> None:
     data = Path(shutil.copytree(tiny_data, folder / "untrained"))
     (data / "qrels/train.tsv").unlink()
     first = 'stage = [ { name = "warm", objective = "decode", queries = "pseudo", epochs = 1, batch = 64 },'
     recipe = edited(folder / "tiny.toml", "stage = [", first)
-    found = call("train", data, "--recipe", recipe, "--out", folder / "run")
-    refused(found, "stage 'decode' asks for real queries, and the data have none: add qrels/train.tsv", "hhq_frozen")
+    words = ["train", data, "--recipe", recipe, "--out", folder / "run"]
+    missed = "stage 'decode' asks for real queries, and the data have none: add qrels/train.tsv"
+    refused(run, words, missed, "hhq_frozen")
     assert not (folder / "run").exists()
 
 
-def test_a_model_for_a_recipe_that_makes_its_own_is_refused(call: Call, folder: Path, tiny_data: Path) -> None:
+def test_a_model_for_a_recipe_that_makes_its_own_is_refused(run: Any, folder: Path, tiny_data: Path) -> None:
     words = ["train", tiny_data, "--recipe", folder / "tiny.toml", "--out", folder / "run", "--model", folder]
-    refused(call(*words), "--model is for recipes of adapters (qama)", "give --encoder")
+    refused(run, words, "--model is for recipes of adapters (qama)", "give --encoder")
     assert not (folder / "run").exists()
 
 
-def test_a_run_that_cannot_go_on_says_what_to_remove(call: Call, folder: Path, tiny_data: Path) -> None:
+def test_a_run_that_cannot_go_on_says_what_to_remove(run: Any, folder: Path, tiny_data: Path) -> None:
     """One training, then: another seed, a checkpoint that was cut, one of another program, no room for the next."""
     out = folder / "run"
-    words: list[str | Path] = ["train", tiny_data, "--recipe", folder / "tiny.toml", "--out", out]
-    assert call(*words)[0] == 0
+    words = ["train", tiny_data, "--recipe", folder / "tiny.toml", "--out", out]
+    assert run(*map(str, words))[0] == 0
     checkpoint = out / "checkpoint.safetensors"
     remedy = f"checkpoint {checkpoint} is of another recipe, seed or data set: remove it, choose another --out"
-    refused(call(*words, "--seed", "1"), remedy)
+    refused(run, [*words, "--seed", "1"], remedy)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    refused(call(*words), f"checkpoint {checkpoint} is damaged", "bytes): remove it")
+    refused(run, words, f"checkpoint {checkpoint} is damaged", "bytes): remove it")
     checkpoint.write_bytes(b"")
-    refused(call(*words), f"checkpoint {checkpoint} is damaged", "it has 0 bytes")
+    refused(run, words, f"checkpoint {checkpoint} is damaged", "it has 0 bytes")
     save_file({"x": np.zeros(1)}, checkpoint)
-    refused(call(*words), remedy)
+    refused(run, words, remedy)
     checkpoint.unlink()
     (out / "checkpoint.partial").mkdir()  # no file can be written there, as on a full disk
-    refused(call(*words), f"{checkpoint} could not be written", "free disk space")
+    refused(run, words, f"{checkpoint} could not be written", "free disk space")
 
 
 @pytest.mark.parametrize(
@@ -187,23 +170,23 @@ def test_a_run_that_cannot_go_on_says_what_to_remove(call: Call, folder: Path, t
     ],
 )
 def test_vectors_that_an_adapter_cannot_learn_from_are_refused(
-    call: Call, folder: Path, vectors: str, message: str
+    run: Any, folder: Path, vectors: str, message: str
 ) -> None:
     words = ["train", folder / vectors, "--recipe", folder / "qama.toml", "--out", folder / "run"]
-    refused(call(*words), message)
+    refused(run, words, message)
 
 
-def test_an_adapter_that_cannot_be_written_is_refused(call: Call, folder: Path) -> None:
+def test_an_adapter_that_cannot_be_written_is_refused(run: Any, folder: Path) -> None:
     words = ["train", folder / "rows.npy", "--recipe", folder / "qama.toml", "--out", folder / "run"]
     (folder / "run/checkpoint.partial").mkdir(parents=True)
-    refused(call(*words), "run/checkpoint.safetensors could not be written", "free disk space")
+    refused(run, words, "run/checkpoint.safetensors could not be written", "free disk space")
     (folder / "run/checkpoint.partial").rmdir()
     (folder / "run/adapter.safetensors").mkdir()
-    refused(call(*words), "run/adapter.safetensors could not be written", "free disk space")
+    refused(run, words, "run/adapter.safetensors could not be written", "free disk space")
 
 
-def test_what_is_no_array_is_not_quantized(call: Call, folder: Path) -> None:
-    refused(call("quantize", folder / "text.npy"), "text.npy: no .npy array", "give a .npy file of vectors")
+def test_what_is_no_array_is_not_quantized(run: Any, folder: Path) -> None:
+    refused(run, ["quantize", folder / "text.npy"], "text.npy: no .npy array", "give a .npy file of vectors")
 
 
 @pytest.mark.parametrize(
@@ -236,15 +219,15 @@ def test_what_is_no_array_is_not_quantized(call: Call, folder: Path) -> None:
     ],
 )
 def test_a_study_that_cannot_be_is_refused_before_anything_is_trained(
-    call: Call, folder: Path, old: str, new: str, message: str
+    run: Any, folder: Path, old: str, new: str, message: str
 ) -> None:
     path = edited(folder / "plan.toml", old, new)
-    found = call("study", "--plan", path, "--data", folder / "data", "--encoder", "none", "--out", folder / "study")
-    refused(found, message)
+    words = ["study", "--plan", path, "--data", folder / "data", "--encoder", "none", "--out", folder / "study"]
+    refused(run, words, message)
     assert not (folder / "study").exists()
 
 
-def test_a_quick_study_takes_no_data(call: Call, tmp_path: Path) -> None:
-    found = call("study", "--quick", "--data", tmp_path, "--out", tmp_path / "out")
-    refused(found, "makes its own data and encoder", "leave --data and")
+def test_a_quick_study_takes_no_data(run: Any, tmp_path: Path) -> None:
+    words = ["study", "--quick", "--data", tmp_path, "--out", tmp_path / "out"]
+    refused(run, words, "makes its own data and encoder", "leave --data and")
     assert not (tmp_path / "out").exists()

@@ -24,7 +24,7 @@ def test_a_tail_of_ties_stays_in_one_bucket() -> None:
     assert sum(b.documents for b in found) == 6
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), buckets=st.integers(1, 8))
 def test_buckets_part_documents_and_queries_by_frequency(data: st.DataObject, buckets: int) -> None:
     """Nothing is lost, order is kept, equal frequencies stay together, and counts are those of a plain loop."""

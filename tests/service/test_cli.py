@@ -10,6 +10,7 @@ import threading
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,10 @@ def test_help_lists_the_commands_of_all_rooms(run: Any) -> None:
     for command in ("serve", "demo", "settings", "index", "inspect"):
         assert re.search(rf"^\W*{command}\b", out, re.MULTILINE), out
     assert "RHUMB_DEBUG=1" in out
+
+
+def test_the_version_is_that_of_the_package(run: Any) -> None:
+    assert run("--version") == (0, f"rhumbline {version('rhumbline')}\n", "")
 
 
 def test_settings_shows_values_in_force_and_hides_secrets(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,3 +232,18 @@ def test_contradictory_recipes_are_refused(changes: dict[str, Any], message: str
 def test_groups_too_small_for_their_codes_are_refused(vectors: NDArray[np.float32], share: float, message: str) -> None:
     with pytest.raises(VectorError, match=message):
         make(ACRQ, head_share=share).fit(vectors, progress=False)
+
+
+@pytest.mark.parametrize("share", [1e-6, 0.001, 0.2, 1 / 3, 0.4, 0.97])
+@pytest.mark.parametrize("sizes", [(2, 2), (8, 12, 16), (16, 16, 300)])
+def test_the_least_corpus_is_the_first_that_gives_every_code_a_document(share: float, sizes: tuple[int, ...]) -> None:
+    """Also where it is a million documents, without counting to it."""
+    made = make(ACRQ, level_sizes=list(sizes), head_share=share)
+    settings, least = made.settings, made.least_documents
+
+    def fits(n: int) -> bool:
+        head = settings.head(n)
+        return n >= max(sizes) and head >= max(settings.anchors) and n - head >= max(settings.extensions)
+
+    assert fits(least)
+    assert not any(fits(n) for n in range(max(0, least - 1000), least))

@@ -10,6 +10,7 @@ import pytest
 from models.quantizers.base import make_quantizer
 from models.quantizers.compare import as_markdown, as_table, compare, plot, reduce_dims
 from models.quantizers.points import VectorError
+from models.quantizers.quality import measure_sids
 
 
 def some_vectors(folder: Path) -> Path:
@@ -18,7 +19,7 @@ def some_vectors(folder: Path) -> Path:
     return folder / "docs.npy"
 
 
-def test_rows_hold_the_share_of_distinct_ids_and_the_mean_cosine(tmp_path: Path) -> None:
+def test_rows_hold_the_share_of_distinct_ids_the_mean_cosine_and_the_gini_of_every_level(tmp_path: Path) -> None:
     path = some_vectors(tmp_path)
     rows = compare(path, ["rq_kmeans", "hhq", "hhq_paper"], [4], levels=[2])
     vectors = np.load(path).astype(np.float32)
@@ -33,6 +34,7 @@ def test_rows_hold_the_share_of_distinct_ids_and_the_mean_cosine(tmp_path: Path)
         rebuilt = quantizer.reconstruct(codes)
         cosines = [float(r @ v / np.linalg.norm(r)) for r, v in zip(rebuilt, vectors, strict=True)]
         assert row.cosine[0] == pytest.approx(np.mean(cosines), rel=1e-4)
+        assert row.gini == tuple(level.gini for level in measure_sids(codes, (4, 4)).levels)
     assert as_table(rows).row_count == 3
 
 

@@ -19,7 +19,7 @@ def blobs(per_blob: int = 50, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor
     return centres.repeat_interleave(per_blob, dim=0) + noise, centres
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), spherical=st.booleans())
 def test_nearest_is_the_brute_force_choice(seed: int, spherical: bool) -> None:
     rng = np.random.default_rng(seed)

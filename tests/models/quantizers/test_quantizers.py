@@ -210,11 +210,20 @@ def test_the_learning_rate_falls_to_zero_on_a_half_cosine_or_stays(
     assert learning_rates == pytest.approx(np.repeat(epochs, 2).tolist())  # 600 documents are two steps an epoch
 
 
-def test_equal_seeds_give_equal_codes(vectors: NDArray[np.float32]) -> None:
+QUICKLY = {
+    "acrq": {"epochs": 2},
+    "hhq": {"epochs": 3},
+    "rq_vae": {"hidden": [32, 16], "latent": 8, "epochs": 2},
+    "sa2crq": {"epochs": 2},
+}
+
+
+@pytest.mark.parametrize("system", systems())
+def test_equal_seeds_give_equal_codes_and_another_seed_others(system: str, vectors: NDArray[np.float32]) -> None:
     def codes(seed: int) -> NDArray[np.int32]:
-        hhq = HHQ(HHQSettings(level_sizes=SIZES, epochs=3, seed=seed))
-        hhq.fit(vectors, progress=False)
-        return hhq.encode(vectors)
+        made = make_quantizer({"system": system, "level_sizes": [8, 12, 16], "seed": seed} | QUICKLY.get(system, {}))
+        made.fit(vectors, progress=False)
+        return made.encode(vectors)
 
     np.testing.assert_array_equal(codes(1), codes(1))
     assert not np.array_equal(codes(1), codes(2))
@@ -280,10 +289,16 @@ def test_unusable_vectors_are_refused_with_the_numbers(vectors: NDArray[np.float
 def test_as_many_codes_as_distinct_documents_is_possible(vectors: NDArray[np.float32], duplicates: int) -> None:
     """After level 1 nothing is left over; deeper levels must still come out finite and usable."""
     few = np.repeat(vectors[:16], duplicates, axis=0)
-    for made in (HHQ(HHQSettings(level_sizes=(16, 16), epochs=2)), RQKMeans(RQKMeansSettings(level_sizes=(16, 16)))):
+    for table in ({"system": "hhq", "epochs": 2}, {"system": "rq_kmeans"}, {"system": "dgi"}):
+        made = make_quantizer(table | {"level_sizes": [16, 16]})
         made.fit(few, progress=False)
-        assert np.isfinite(made.state().tensors["codebooks"]).all()
-        assert len(np.unique(made.encode(few), axis=0)) == 16
+        kind, tensors, level_sizes = made.state()
+        codes = made.encode(few)
+        assert np.isfinite(tensors["codebooks"]).all()
+        assert len(np.unique(codes, axis=0)) == 16
+        np.testing.assert_array_equal(
+            assign_sids(few, kind, tensors, level_sizes), codes_to_tokens(codes, level_sizes), err_msg=made.system
+        )
 
 
 def test_wrong_use_is_refused(fitted: Quantizer, vectors: NDArray[np.float32]) -> None:

@@ -17,6 +17,7 @@ from models.lines import DataError
 from models.quantizers.quality import QualityError, entropy_bits, gini, measure_sids
 from models.quantizers.report import load_sids, plot_report, print_report, report_sids, write_json
 from service.index.bundle import open_bundle
+from service.model.quantizer import reconstruct
 from tests.tiny import make_bundle
 
 CODES = np.array([[0, 0], [0, 0], [0, 1], [1, 2], [2, -1], [2, -1]], dtype=np.int32)
@@ -36,11 +37,25 @@ def test_figures_of_a_set_worked_out_by_hand() -> None:
     assert first.entropy_bits == pytest.approx(
         -(3 / 6 * math.log2(3 / 6) + 2 / 6 * math.log2(2 / 6) + math.log2(1 / 6) / 6)
     )
+    assert first.entropy_share == pytest.approx(first.entropy_bits / 2)
+    assert first.gini == pytest.approx((0 * -3 + 1 * -1 + 2 * 1 + 3 * 3) / (4 * 6)), "the dead code counts"
+    assert first.top_tenth_share == 3 / 6
     assert first.std == pytest.approx(math.sqrt((1.5**2 + 0.5**2 + 0.5**2 + 1.5**2) / 4))
     assert (second.documents, second.dead, second.prefixes, second.path_share) == (4, 0, 3, 3 / 6)
+    assert (second.entropy_bits, second.entropy_share) == (1.5, pytest.approx(1.5 / math.log2(3)))
+    assert (second.gini, second.top_tenth_share) == (pytest.approx((1 * -2 + 1 * 0 + 2 * 2) / (3 * 4)), 2 / 4)
     head, tail = quality.groups["head"], quality.groups["tail"]
     assert (head.documents, head.interaction_share, head.unique_share) == (1, 0.9, 0.0)
+    assert (head.mean_length, head.cosine) == (2, 1)
     assert (tail.documents, tail.unique_share, tail.cosine) == (5, 0.4, 0.7)
+    assert (tail.interaction_share, tail.mean_length) == (0.1, 8 / 5)
+
+
+def test_the_top_tenth_of_eleven_codes_are_two() -> None:
+    """A part of a code counts as one, and the codes that few documents have come last whatever their numbers."""
+    codes = np.repeat(np.arange(11), [1, 1, 5, 1, 1, 1, 4, 1, 1, 1, 0])[:, None]
+    assert measure_sids(codes, (11,)).levels[0].top_tenth_share == 9 / 17
+    assert measure_sids(np.full((3, 1), 10), (11,)).levels[0].top_tenth_share == 1
 
 
 @settings(max_examples=100, deadline=None)
@@ -140,19 +155,22 @@ def test_the_report_comes_as_table_json_and_picture(tmp_path: Path) -> None:
     assert (tmp_path / "r.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def test_a_bundle_reports_its_own_identifiers(tmp_path: Path) -> None:
-    """Figures of a bundle against its SID table read by hand."""
-    folder = make_bundle(tmp_path / "bundle")
+@pytest.mark.parametrize("kind", ["householder", "residual"])
+def test_a_bundle_reports_its_own_identifiers(tmp_path: Path, kind: str) -> None:
+    """Figures of a bundle against its SID table read by hand; sums of codewords are no unit vectors, cosines divide."""
+    folder = make_bundle(tmp_path / "bundle", kind=kind)
     sids = load_sids(folder)
     bundle = open_bundle(folder)
     tokens = [bundle.trie.sid(position) for position in range(bundle.trie.documents)]
     assert sids.ids == [bundle.documents.get(position).id for position in range(len(tokens))]
+    rebuilt = reconstruct(np.array(tokens), kind, bundle.model.quantizer_tensors, (8, 8, 8))
+    cosines = [float(r @ v / np.linalg.norm(r)) for r, v in zip(rebuilt, bundle.vectors, strict=True)]
     bundle.close()
     assert [tuple(int(c) + 8 * level for level, c in enumerate(row)) for row in sids.codes] == tokens
     quality = report_sids(sids, dict.fromkeys(sids.ids, 1))
     assert quality.distinct == len(set(tokens))
-    assert quality.cosine is not None
-    assert -1 <= quality.cosine <= 1
+    np.testing.assert_allclose(sids.cosine, cosines, atol=1e-5)
+    assert quality.cosine == pytest.approx(np.mean(cosines), abs=1e-5)
 
 
 @settings(max_examples=40, deadline=None)

@@ -42,7 +42,7 @@ def plain_stop(codes: list[list[int]], threshold: float) -> list[list[int]]:
     return result
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10_000), documents=st.integers(1, 60), holders=st.integers(1, 60))
 def test_paths_end_where_few_items_are_left(seed: int, documents: int, holders: int) -> None:
     """Thresholds that are exact shares: "no larger than" ends a path that has just this share."""
@@ -52,7 +52,7 @@ def test_paths_end_where_few_items_are_left(seed: int, documents: int, holders: 
     assert rule.arrange(codes).tolist() == plain_stop(codes.tolist(), threshold)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10_000), threshold=st.floats(0.011, 0.97))
 def test_the_share_and_the_entropy_say_the_same(seed: int, threshold: float) -> None:
     """A document goes on behind level l just when its path's information is below the budget −log threshold.

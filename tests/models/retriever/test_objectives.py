@@ -74,7 +74,7 @@ def test_every_token_has_the_scales_of_its_level() -> None:
     assert scales.weight.tolist() == pytest.approx(11)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10_000), level=st.integers(0, 2))
 def test_csft_is_the_share_among_valid_children(seed: int, level: int) -> None:
     """Generative and guided losses are those of a dictionary trie with reaches restated."""

@@ -86,6 +86,15 @@ async def test_a_batch_is_bounded_by_the_beams_that_it_walks() -> None:
     assert "100 for each of 164 queries, together more than 16384" in answer.text
 
 
+@pytest.mark.parametrize(("mode", "status"), [("lexical", 200), ("generative", 422)])
+async def test_a_batch_that_walks_nothing_has_no_beams(mode: str, status: int) -> None:
+    pipeline = FakePipeline()
+    pipeline.words = object()
+    async with client_of(create_app(pipeline, make_settings(max_queries=1000))) as client:
+        answer = await client.post("/v1/search", json={"queries": ["x"] * 820, "mode": mode})  # of 20 beams each
+    assert answer.status_code == status
+
+
 async def test_histories_belong_to_their_queries(client: httpx.AsyncClient, pipeline: FakePipeline) -> None:
     body = {"queries": ["x", "y"], "histories": [["a"], []]}
     assert (await client.post("/v1/search", json=body)).status_code == 200
@@ -238,7 +247,16 @@ async def test_unknown_document_is_a_404_that_says_nothing_about_it(client: http
 async def test_info_says_what_is_served(client: httpx.AsyncClient) -> None:
     info = (await client.get("/info")).json()
     assert (info["documents"], info["level_sizes"], info["default_scoring"]) == (3, [8, 8, 8], "guided")
-    assert (info["max_queries"], info["max_embedding_inputs"]) == (8, 2048)
+
+
+async def test_info_names_every_limit_of_the_operator() -> None:
+    limits = {
+        "max_queries": 8, "max_query_characters": 900, "max_top_k": 70, "max_hamming_top_k": 600,
+        "max_embedding_inputs": 50,
+    }  # fmt: skip
+    async with client_of(create_app(FakePipeline(), make_settings(**limits))) as client:
+        info = (await client.get("/info")).json()
+    assert {name: info[name] for name in limits} == limits
 
 
 async def test_unknown_path_and_method_are_problems(client: httpx.AsyncClient) -> None:

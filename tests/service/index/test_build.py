@@ -32,8 +32,12 @@ def build(model: Path, target: Path, documents: list[Document], **options: objec
     build_bundle(model, documents, target, threads=1, progress=False, **options)  # type: ignore[arg-type]
 
 
-def test_every_document_keeps_its_vector_and_sid(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("window", [4096, 7])
+def test_every_document_keeps_its_vector_and_sid(
+    tiny_model: Path, tmp_path: Path, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Positions are depth-first; by id everything is what encoder and quantizer say of each document alone."""
+    monkeypatch.setattr(building, "WINDOW", window)
     documents = make_documents(300, seed=3)
     build(tiny_model, tmp_path / "bundle", documents)
     model = open_model(tiny_model)
@@ -84,7 +88,11 @@ def test_memory_is_bounded_by_characters_and_the_bundle_is_the_same(
     assert max(map(len, read)) > 1
 
 
-def test_given_vectors_are_used_instead_of_the_encoder(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("window", [4096, 7])
+def test_given_vectors_are_used_instead_of_the_encoder(
+    tiny_model: Path, tmp_path: Path, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "WINDOW", window)
     documents = make_documents(50)
     model = open_model(tiny_model)
     encoder = Encoder(model.encoder_file, model.tokenizer_file, model.manifest.text, 1)
@@ -97,7 +105,24 @@ def test_given_vectors_are_used_instead_of_the_encoder(tiny_model: Path, tmp_pat
         for row, document in enumerate(documents):
             position = bundle.documents.by_id(document.id)
             np.testing.assert_allclose(bundle.vectors[position], vectors[row], atol=1e-3)
+            sid = assign_sids(bundle.vectors[position][None], "householder", model.quantizer_tensors, (8, 8, 8))
+            assert bundle.trie.sid(position) == tuple(sid[0])
         np.testing.assert_allclose(np.linalg.norm(bundle.vectors, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [0, 49])
+def test_given_vectors_are_held_against_the_encoder_from_the_first_to_the_last(
+    tiny_model: Path, tmp_path: Path, wrong: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a corpus that has grown are right at its beginning."""
+    monkeypatch.setattr(building, "WINDOW", 7)
+    documents = make_documents(50)
+    model = open_model(tiny_model)
+    encoder = Encoder(model.encoder_file, model.tokenizer_file, model.manifest.text, 1)
+    vectors = encoder.encode_documents([(document.title, document.text) for document in documents])
+    vectors[wrong] *= -1
+    with pytest.raises(ArtefactError, match=rf"given vector {wrong} has cosine -1\.00 to what .* makes of 'd{wrong}'"):
+        build(tiny_model, tmp_path / "bundle", documents, vectors=vectors)
 
 
 def with_row(row: int, value: float) -> np.ndarray:

@@ -125,7 +125,7 @@ JSON = st.recursive(
 RECORDS = st.dictionaries(st.sampled_from(["_id", "title", "text", "metadata", "x"]), JSON | st.text(min_size=1))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(lines=st.lists(st.binary(max_size=60) | RECORDS.map(lambda record: json.dumps(record).encode()), max_size=4))
 def test_whatever_a_file_holds_it_is_documents_or_a_corpus_error(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]

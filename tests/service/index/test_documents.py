@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> DocumentStore:
     return DocumentStore(tmp_path / "d.sqlite")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(documents=DOCUMENTS)
 def test_documents_come_back_as_they_went_in(
     tmp_path_factory: pytest.TempPathFactory, documents: list[Document]

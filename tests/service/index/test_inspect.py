@@ -46,7 +46,7 @@ def as_array(rows: list[tuple[int, ...]]) -> np.ndarray:
     return table
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(rows=sids())
 def test_code_use_and_collisions_are_what_counting_says(rows: list[tuple[int, ...]]) -> None:
     trie, _ = build_trie(as_array(rows))

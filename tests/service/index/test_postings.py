@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.index.build import build_bundle
@@ -31,7 +31,6 @@ def bm25(rows: Rows, token: int, document: int, k1: float = 1.2, b: float = 0.75
     return idf * tf * (k1 + 1) / (tf + k1 * (1 - b + b * len(rows[document]) / mean))
 
 
-@settings(deadline=None)
 @given(
     rows=st.lists(st.lists(st.integers(0, VOCABULARY - 1), max_size=9), min_size=1, max_size=8),
     block=st.integers(1, 4),

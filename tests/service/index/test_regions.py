@@ -24,7 +24,7 @@ def reach(query: NDArray[Any], rows: NDArray[Any], rest: float) -> float:
     return float(query @ rows[0] + np.sqrt(rest + ((rows[1:] @ query) ** 2).sum()))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**16), documents=st.integers(1, 80), codes=st.integers(1, 4), levels=st.integers(1, 3))
 def test_regions_hold_mean_and_variance_of_inner_nodes_with_more_than_a_handful(
     seed: int, documents: int, codes: int, levels: int

@@ -74,7 +74,7 @@ def walked_nodes(trie: Trie) -> dict[Sid, tuple[int, int]]:
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(sid_tables())
 def test_trie_holds_exactly_the_prefixes_of_its_sids(table: NDArray[np.int32]) -> None:
     trie, order = build_trie(table)
@@ -88,7 +88,7 @@ def test_trie_holds_exactly_the_prefixes_of_its_sids(table: NDArray[np.int32]) -
     verify_trie(trie, int(table.max()) + 1)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sid_tables())
 def test_nodes_are_numbered_breadth_first(table: NDArray[np.int32]) -> None:
     trie, _ = build_trie(table)

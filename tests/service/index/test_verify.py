@@ -41,7 +41,7 @@ def test_an_untouched_artefact_passes(tiny_bundle: Path, tiny_model: Path) -> No
     check(tiny_model)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_any_flipped_bit_of_any_file_is_refused_by_name(scratch: Path, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(files(scratch)))
@@ -57,7 +57,7 @@ def test_any_flipped_bit_of_any_file_is_refused_by_name(scratch: Path, data: st.
         path.write_bytes(content)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_truncated_file_is_refused_by_name(scratch: Path, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(files(scratch)))
@@ -71,7 +71,7 @@ def test_any_truncated_file_is_refused_by_name(scratch: Path, data: st.DataObjec
         path.write_bytes(content)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_any_two_swapped_files_are_refused_by_name(scratch: Path, data: st.DataObject) -> None:
     one, two = data.draw(st.lists(st.sampled_from(files(scratch)), min_size=2, max_size=2, unique=True))

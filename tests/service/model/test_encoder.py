@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.index.bundle import Model, open_model
@@ -98,7 +98,6 @@ def test_history_changes_the_vector_of_a_model_that_reads_it(history_model_folde
     np.testing.assert_array_equal(*ignored)
 
 
-@settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 600), max_size=60), max_tokens=st.integers(1, 5000))
 def test_batches_hold_every_row_once_and_stay_within_the_cap(lengths: list[int], max_tokens: int) -> None:
     batches = [batch.tolist() for batch in length_batches(lengths, max_tokens)]

@@ -49,7 +49,7 @@ def tensors_of(rule: tuple[list[int], set[Path] | None, set[int]]) -> dict[str, 
     return tensors if continued is None else tensors | {CONTINUED: table_of(continued)}
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(rule=rules(), seed=st.integers(0, 1000))
 def test_sids_are_those_of_the_rule_in_words(rule: tuple[list[int], set[Path] | None, set[int]], seed: int) -> None:
     order = rule[0]
@@ -60,7 +60,7 @@ def test_sids_are_those_of_the_rule_in_words(rule: tuple[list[int], set[Path] | 
     assert tokens.dtype == np.int32
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(rule=rules())
 def test_no_sid_is_the_beginning_of_another(rule: tuple[list[int], set[Path] | None, set[int]]) -> None:
     """Over all paths there are; dropped tokens take a whole level or leave the token of a deeper one in its place."""

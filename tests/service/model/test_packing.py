@@ -52,7 +52,7 @@ def layouts(draw: st.DrawFn) -> CodeLayout:
 
 
 @given(layout=layouts(), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_packed_bits_are_the_codebooks_bits_and_padding_is_zero(layout: CodeLayout, seed: int) -> None:
     columns = column_levels(layout.level, layout.dims)
     values = random_values(np.random.default_rng(seed), 3, columns)
@@ -67,7 +67,7 @@ def test_packed_bits_are_the_codebooks_bits_and_padding_is_zero(layout: CodeLayo
 
 
 @given(layout=layouts(), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_packed_distance_is_the_difference_of_levels_summed(layout: CodeLayout, seed: int) -> None:
     columns = column_levels(layout.level, layout.dims)
     values = random_values(np.random.default_rng(seed), 6, columns).astype(int)
@@ -79,7 +79,7 @@ def test_packed_distance_is_the_difference_of_levels_summed(layout: CodeLayout, 
 
 
 @given(layout=layouts(), seed=st.integers(0, 2**32 - 1), flipped=st.integers(0, 2**20))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_codes_are_packed_where_every_value_is_spelled_as_in_the_codebook(
     layout: CodeLayout, seed: int, flipped: int
 ) -> None:
@@ -103,7 +103,7 @@ def test_values_may_lie_in_any_order_in_memory(level: Level, dims: list[int]) ->
 
 
 @given(layout=layouts(), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_first_words_are_the_code_of_the_prefix(layout: CodeLayout, seed: int) -> None:
     columns = column_levels(layout.level, layout.dims)
     values = random_values(np.random.default_rng(seed), 2, columns)
@@ -183,7 +183,7 @@ def test_unknown_prefixes_wrong_widths_and_wild_values_are_refused() -> None:
 
 
 @given(documents=st.integers(0, 100), words=st.integers(1, 7))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_blocks_are_word_major_and_undone_exactly(documents: int, words: int) -> None:
     codes = np.random.default_rng(documents).integers(0, 2**64, (documents, words), dtype=np.uint64)
     blocks = to_blocks(codes)

@@ -47,7 +47,7 @@ def plain_next(kind: str, so_far: np.ndarray | None, chosen: np.ndarray) -> np.n
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 12))
 def test_sids_are_those_of_the_equations(kind: str, seed: int, count: int) -> None:
     table = codebooks(seed, unit=kind == "householder")

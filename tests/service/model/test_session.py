@@ -151,7 +151,7 @@ def test_the_word_location_alone_is_no_external_data() -> None:
     assert not has_external_data(model.SerializeToString())
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_damaged_bytes_are_searched_without_a_crash(data: st.DataObject) -> None:
     content = adder([external(weight())]).SerializeToString()

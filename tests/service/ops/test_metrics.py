@@ -30,6 +30,13 @@ def test_requests_and_stages_are_histograms_in_seconds() -> None:
     assert seen["rhumb_stage_seconds_sum stage=walk"] == 0.5
 
 
+def test_what_never_happened_is_counted_as_0() -> None:
+    """Else the first refusal would be no increase to whoever watches the series."""
+    seen = samples(Metrics())
+    assert seen["rhumb_refusals_total reason=queue"] == 0
+    assert seen["rhumb_cache_lookups_total outcome=error"] == 0
+
+
 def test_counters_count() -> None:
     metrics = Metrics()
     metrics.count_queries(3)

@@ -197,7 +197,7 @@ def test_generative_mode_scans_nothing(pipeline: Pipeline, monkeypatch: pytest.M
 
 
 @given(st.lists(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=3, max_size=3), min_size=1))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_vectors_of_any_size_become_unit_vectors(rows: list[list[float]]) -> None:
     if any(not any(row) for row in rows):
         with pytest.raises(ValueError, match="vectors are zero, NaN or infinite, the first is number"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from service.search.filters import DocumentFilter
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**16), documents=st.integers(0, 300), share=st.sampled_from([0.0, 0.03, 0.5, 1.0]))
 @example(seed=0, documents=64, share=0.5)
 @example(seed=0, documents=128, share=1.0)

@@ -86,7 +86,7 @@ def test_the_zeros_that_fill_the_last_block_are_no_documents(documents: int, que
     share=st.sampled_from([None, 0.0, 0.02, 0.5, 1.0]),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ties_go_to_the_smaller_position_under_any_filter(
     kernel: KernelName, documents: int, words: int, queries: int, k: int, share: float | None, seed: int
 ) -> None:
@@ -158,7 +158,7 @@ def test_descending_distances_make_every_document_a_candidate(kernel: KernelName
 
 
 @given(distances=st.lists(st.integers(0, 64), min_size=1, max_size=60), k=st.integers(1, 60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_selection_is_a_stable_sort_whatever_the_scratch_held(distances: list[int], k: int) -> None:
     k = min(k, len(distances))
     keys = np.array([(d << 32) | i for i, d in enumerate(distances)], np.uint64)

@@ -62,7 +62,7 @@ def plain_shares(rows: list[list[int]], query: set[int]) -> list[float]:
     return [sum(worth(token, row) for token in known) / most if known else 0.0 for row in rows]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     rows=st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=6), min_size=1, max_size=12),
     queries=st.lists(st.sets(st.integers(0, VOCABULARY - 1), max_size=5), min_size=1, max_size=3),

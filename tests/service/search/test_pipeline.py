@@ -27,6 +27,16 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     opened.close()
 
 
+@pytest.fixture(scope="module")
+def normalised_over_levels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """A pipeline whose model was trained without a mask, with levels of several sizes."""
+    folder = tmp_path_factory.mktemp("full") / "bundle"
+    made = make_bundle(folder, normalisation="full", level_sizes=(8, 4, 6), lexical_weight=0.7, fusion_weight=5.0)
+    opened = Pipeline(open_bundle(made), threads=1)
+    yield opened
+    opened.close()
+
+
 def sids_of(pipeline: Pipeline) -> list[tuple[int, ...]]:
     """Return the tokens of all documents."""
     return [pipeline.bundle.trie.sid(position) for position in range(pipeline.bundle.trie.documents)]
@@ -45,21 +55,26 @@ def test_wide_geometric_walk_ranked_by_cosine_is_exact_search(pipeline: Pipeline
 
 
 def decoded_log_probability(pipeline: Pipeline, query: str, sid: tuple[int, ...]) -> float:
-    """Walk one SID alone, one beam, and add up log P over its prefixes' children."""
+    """Walk one SID alone, one beam, and add up log P over its prefixes' children, or over all of their levels."""
     model, sids = pipeline.bundle.model, sids_of(pipeline)
     assert pipeline.decoder is not None
     step = pipeline.decoder.start(pipeline.encoder.encode_queries([query]))
     total, row = 0.0, len(model.tokens_TE) - 1
     for depth, token in enumerate(sid):
         hidden = step(model.tokens_TE[row][None, None], depth, np.zeros((1, 1), np.int64) if depth else None)[0, 0]
-        children = sorted({other[depth] for other in sids if other[:depth] == sid[:depth]})
+        rivals = {other[depth] for other in sids if other[:depth] == sid[:depth]}
+        if model.manifest.normalisation == "full":
+            rivals = set(range(*model.manifest.level_offsets[depth : depth + 2]))
+        children = sorted(rivals)
         logits = model.manifest.token_scale[depth] * (model.tokens_TE[children].astype(np.float64) @ hidden)
         total += logits[children.index(token)] - np.log(np.exp(logits).sum())
         row = token
     return float(total)
 
 
-def test_generative_scores_are_those_of_paths_decoded_alone(pipeline: Pipeline) -> None:
+@pytest.mark.parametrize("shown", ["pipeline", "normalised_over_levels"])
+def test_generative_scores_are_those_of_paths_decoded_alone(shown: str, request: pytest.FixtureRequest) -> None:
+    pipeline: Pipeline = request.getfixturevalue(shown)
     options = SearchOptions(top_k=60, beam_width=100, scoring="generative")
     expected = {sid: decoded_log_probability(pipeline, QUERIES[1], sid) for sid in set(sids_of(pipeline))}
     hits = pipeline.search(QUERIES, options)[1].hits
@@ -90,6 +105,20 @@ def test_stages_take_up_all_the_time(pipeline: Pipeline, monkeypatch: pytest.Mon
     timings = pipeline.search(QUERIES, SearchOptions(scoring=scoring))[0].timings_seconds
     assert sum(timings.values()) == next(looks) - 1
     assert (timings["decode"] > 0) == (scoring != "geometric")
+
+
+def test_scores_are_made_with_what_the_model_says(pipeline: Pipeline, normalised_over_levels: Pipeline) -> None:
+    for served, weight in ((pipeline, 3.0), (normalised_over_levels, 5.0)):
+        for hit in served.search(QUERIES, SearchOptions(scoring="generative", ranking="fused"))[1].hits:
+            assert hit.score == pytest.approx(hit.beam_score + weight * hit.cosine, abs=1e-4)
+    assert (pipeline.has.lexical_weight, normalised_over_levels.has.lexical_weight) == (0.3, 0.7)
+
+
+def test_every_token_has_the_scale_of_its_level(normalised_over_levels: Pipeline) -> None:
+    tables = normalised_over_levels.tables
+    np.testing.assert_allclose(tables.token_scale_T, [10.0] * 8 + [8.0] * 4 + [6.0] * 6)
+    np.testing.assert_allclose(tables.guided_scale_T, [0.5] * 8 + [0.6] * 4 + [0.7] * 6)
+    assert tables.guided_weight == 40.0
 
 
 def test_hits_are_the_documents_of_the_bundle(pipeline: Pipeline) -> None:

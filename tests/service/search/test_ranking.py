@@ -34,7 +34,7 @@ def grid_vectors(rng: np.random.Generator, rows: int) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("ranking", RANKINGS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**16),
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=8),
@@ -69,7 +69,7 @@ def test_order_equals_a_plain_sort(ranking: Ranking, seed: int, sizes: list[int]
 
 
 @pytest.mark.parametrize("ranking", ["lexicographic", "fused"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**16), sizes=st.lists(st.integers(1, 6), min_size=1, max_size=8), top_k=st.integers(1, 20))
 def test_a_document_counts_its_own_cosine_in_the_place_of_its_leafs_reach(
     ranking: Ranking, seed: int, sizes: list[int], top_k: int

@@ -11,7 +11,7 @@ from service.search.selection import new_best, offer, sort_best
 ROW = st.tuples(st.integers(0, 4), st.integers(0, 3))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(rows=st.lists(ROW, max_size=60), capacity=st.integers(1, 20), seed=st.integers(0, 999))
 def test_best_rows_come_out_sorted_whatever_the_order_of_arrival(
     rows: list[tuple[int, int]], capacity: int, seed: int

@@ -292,7 +292,7 @@ RULES: list[tuple[Scoring, Normalisation]] = [
 
 
 @pytest.mark.parametrize(("scoring", "normalisation"), RULES)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(world=worlds(), filtered=st.booleans())
 def test_beam_that_covers_the_tree_finds_exactly_the_best_sids(
     scoring: Scoring, normalisation: Normalisation, world: World, filtered: bool
@@ -310,7 +310,7 @@ def test_beam_that_covers_the_tree_finds_exactly_the_best_sids(
 
 
 @pytest.mark.parametrize(("scoring", "normalisation"), RULES)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(world=worlds(), beam_width=st.integers(1, 8), filtered=st.booleans())
 def test_narrow_beams_equal_a_plain_beam_search(
     scoring: Scoring, normalisation: Normalisation, world: World, beam_width: int, filtered: bool
@@ -489,7 +489,7 @@ def test_model_without_a_decoder_offers_geometric_only() -> None:
         walk(plain, "guided", "constrained", 5, world.vectors_QD, world.decoder)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**16), rows=st.integers(1, 7), lo=st.integers(0, 5), count=st.integers(0, 9))
 def test_products_of_rows_are_those_of_numpy(seed: int, rows: int, lo: int, count: int) -> None:
     rng = np.random.default_rng(seed)
