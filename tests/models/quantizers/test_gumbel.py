@@ -43,7 +43,7 @@ def random_case(seed: int) -> tuple[list[NDArray[np.float64]], NDArray[np.float6
     return books, x, [torch.from_numpy(b) for b in books], torch.from_numpy(x)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), temperature=st.floats(0.1, 1.0), scaled_cosine=st.booleans())
 def test_a_soft_path_follows_the_equations(seed: int, temperature: float, scaled_cosine: bool) -> None:
     books, x, torch_books, torch_x = random_case(seed)
@@ -66,7 +66,7 @@ def test_a_soft_path_follows_the_equations(seed: int, temperature: float, scaled
             residual = residual - p @ book
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), scaled_cosine=st.booleans())
 def test_hard_codes_take_the_greatest_score_and_subtract_the_codeword(seed: int, scaled_cosine: bool) -> None:
     books, x, torch_books, torch_x = random_case(seed)

@@ -58,7 +58,7 @@ def test_the_top_tenth_of_eleven_codes_are_two() -> None:
     assert measure_sids(np.full((3, 1), 10), (11,)).levels[0].top_tenth_share == 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(counts=st.lists(st.integers(0, 50), min_size=1, max_size=20).filter(sum))
 def test_gini_is_the_mean_absolute_difference(counts: list[int]) -> None:
     """The definition: the mean of |x - y| over all pairs, over twice the mean."""
@@ -66,7 +66,7 @@ def test_gini_is_the_mean_absolute_difference(counts: list[int]) -> None:
     assert gini(np.array(counts)) == pytest.approx(pairs / (2 * sum(counts) / len(counts)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_collisions_and_prefixes_are_those_of_a_dictionary(data: st.DataObject) -> None:
     sizes = (3, 4, 2)
@@ -173,7 +173,7 @@ def test_a_bundle_reports_its_own_identifiers(tmp_path: Path, kind: str) -> None
     assert quality.cosine == pytest.approx(np.mean(cosines), abs=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 999), documents=st.integers(1, 60))
 def test_bits_given_the_code_before_are_those_of_the_code_trees_probabilities(seed: int, documents: int) -> None:
     """Restated: P(code | code before) by counting pairs in a dictionary, its entropy averaged over documents."""

@@ -75,7 +75,7 @@ def test_what_was_learnt_makes_the_same_codes_but_cannot_reconstruct(
         RQVAE(fitted.settings).restore(bare)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), beta=st.floats(0, 2))
 def test_codes_and_losses_follow_the_definition(seed: int, beta: float) -> None:
     """Every row by itself, every codeword tried."""
