@@ -151,8 +151,8 @@ def report(
         from models.quantizers.report import load_sids, plot_report, print_report, report_sids, write_json
 
         found = load_sids(sids, _sizes(level_sizes), ids)
-        known = dict.fromkeys(found.ids or ())
-        quality = report_sids(found, None if interactions is None else read_interactions(interactions, known))
+        counts = None if interactions is None else read_interactions(interactions, dict.fromkeys(found.named()))
+        quality = report_sids(found, counts)
         print_report(found.name, quality, _console())
         if json is not None:
             write_json(found.name, quality, json)

@@ -42,6 +42,12 @@ class Sids:
     cosine: NDArray[np.float32] | None = None
     ids: list[str] | None = None
 
+    def named(self) -> list[str]:
+        """Return the documents' ids; raises DataError where none are known."""
+        if self.ids is None:
+            raise DataError(f"{self.name}: interactions need document ids: give a bundle, or ids with --ids")
+        return self.ids
+
 
 def load_sids(path: Path, level_sizes: tuple[int, ...] = (), ids: Path | None = None) -> Sids:
     """Load a bundle's semantic IDs, or a .npy array (N, L) of codes.
@@ -75,9 +81,7 @@ def report_sids(sids: Sids, interactions: dict[str, int] | None = None) -> SidQu
     """
     counts = None
     if interactions is not None:
-        if sids.ids is None:
-            raise DataError(f"{sids.name}: interactions need document ids: give a bundle, or ids with --ids")
-        counts = np.array([interactions.get(id_, 0) for id_ in sids.ids], dtype=np.int64)
+        counts = np.array([interactions.get(id_, 0) for id_ in sids.named()], dtype=np.int64)
     return measure_sids(sids.codes, sids.level_sizes, sids.cosine, counts)
 
 

@@ -200,25 +200,32 @@ def test_models_index_and_answer(learnt: Path, tiny_data: Path, tmp_path: Path, 
             assert np.mean(found) > 0.6
 
 
-def test_int8_and_float32_give_the_same_first_ids_mostly(learnt: Path, tiny_data: Path, tmp_path: Path) -> None:
-    """Both precisions are the same model, with other weights in the graphs only, and one index serves them alike."""
+@pytest.mark.parametrize("run", ["trained", "learnt"])
+def test_int8_and_float32_give_the_same_first_ids_mostly(
+    run: str, tiny_data: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Both precisions are the same model: same tokens, same quantizer, other weights in the graphs only.
+
+    Guided scores of a model that learnt its documents hang on geometry alone, so one that learnt little is asked too.
+    """
+    out: Path = request.getfixturevalue(run)
+    whole, small = (open_model(out / name) for name in ("model", "model-int8"))
+    assert np.array_equal(np.load(whole.path / "tokens.npy"), np.load(small.path / "tokens.npy"))
+    assert (small.path / "encoder.onnx").stat().st_size < (whole.path / "encoder.onnx").stat().st_size
     dataset = load_dataset(tiny_data, splits=["train"])
     queries = [dataset.queries[query] for query, _ in dataset.pairs("train")]
-    vectors = np.load(vectors_file(learnt, tiny_data))
-    first: dict[str, list[tuple[int, ...]]] = {"generative": [], "guided": []}
-    for name in ("model", "model-int8"):
-        build_bundle(learnt / name, dataset.documents, tmp_path / name, vectors=vectors, threads=1, progress=False)
-        with closing(open_bundle(tmp_path / name)) as bundle, closing(Pipeline(bundle, threads=1)) as pipeline:
+    vectors = np.load(vectors_file(out, tiny_data))
+    first: dict[str, list[list[tuple[int, ...]]]] = {"generative": [], "guided": []}
+    for model in (whole, small):
+        target = tmp_path / model.path.name
+        build_bundle(model.path, dataset.documents, target, vectors=vectors, threads=1, progress=False)
+        with closing(open_bundle(target)) as bundle, closing(Pipeline(bundle, threads=1)) as pipeline:
             for scoring, found in first.items():
                 answers = pipeline.search(queries, SearchOptions(top_k=1, scoring=scoring))
-                found += [answer.hits[0].sid for answer in answers]
+                found.append([answer.hits[0].sid for answer in answers])
     for scoring, found in first.items():
-        whole, small = found[: len(queries)], found[len(queries) :]
-        assert np.mean([one == other for one, other in zip(whole, small, strict=True)]) > 0.9, scoring
-        assert len(set(whole)) > 30, "not the same for all queries"
-    whole_model, small_model = open_model(learnt / "model"), open_model(learnt / "model-int8")
-    assert np.array_equal(np.load(whole_model.path / "tokens.npy"), np.load(small_model.path / "tokens.npy"))
-    assert (small_model.path / "encoder.onnx").stat().st_size < (whole_model.path / "encoder.onnx").stat().st_size
+        assert len(set(found[0])) > 20, "not the same for all queries"
+        assert np.mean([one == other for one, other in zip(*found, strict=True)]) > 0.9, scoring
 
 
 @pytest.mark.parametrize("cut", ["tune", "decode"])
