@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -10,6 +11,8 @@ from typing import Any, cast
 
 import httpx
 from fastapi import FastAPI
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
 
 from service.http.app import create_app
 from service.http.engine import CANARY_QUERY
@@ -161,3 +164,19 @@ def wait_until(condition: Any, seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+def refusal(client: TestClient, body: dict[str, Any], path: str) -> tuple[str, str]:
+    """Return the pointer and detail of the one error of a 422."""
+    answer = client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+    assert answer.status_code == 422, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert len(answer.content) < 3000
+    return tuple(answer.json()["errors"][0][part] for part in ("pointer", "detail"))  # type: ignore[return-value]

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from service.http import schemas
 from service.http.app import create_app
-from tests.service.http.fakes import FakePipeline, client_of, make_settings
+from tests.service.http.fakes import FakePipeline, client_of, json_values, make_settings
 
 JSON = {"content-type": "application/json"}
 SECRET = "xyzzy-must-not-come-back"
@@ -211,11 +211,6 @@ async def test_oversized_body_is_counted_while_it_streams() -> None:
             assert answer.headers["connection"] == "close"
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
-    max_leaves=10,
-)
 fields = st.sampled_from(
     [
         "query",

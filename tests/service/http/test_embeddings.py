@@ -22,6 +22,7 @@ from service.index.bundle import open_bundle
 from service.model.layout import LEVELS
 from service.search.pipeline import Pipeline
 from tests.service.http.fakes import make_settings, running
+from tests.service.http.fakes import refusal as refusal_of
 from tests.tiny import make_bundle
 
 TEXTS = ["north star", "a reef, a reef and an anchor", "☃"]
@@ -201,10 +202,7 @@ def embed(client: TestClient, **body: Any) -> dict[str, Any]:
 
 
 def refusal(client: TestClient, **body: Any) -> tuple[str, str]:
-    """Return the pointer and detail of the one error of a 422."""
-    answer = client.post("/v1/embeddings", json={"model": "x"} | body)
-    assert answer.status_code == 422, answer.text
-    return tuple(answer.json()["errors"][0][part] for part in ("pointer", "detail"))  # type: ignore[return-value]
+    return refusal_of(client, {"model": "x"} | body, "/v1/embeddings")
 
 
 def test_texts_are_documents_where_prefixes_do_not_part_them(plain: TestClient, plain_pipeline: Pipeline) -> None:

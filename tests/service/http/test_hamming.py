@@ -21,7 +21,8 @@ from service.http.app import create_app
 from service.index.bundle import open_bundle
 from service.model.layout import LEVELS
 from service.search.pipeline import Pipeline
-from tests.service.http.fakes import FakePipeline, make_settings
+from tests.service.http.fakes import FakePipeline, json_values, make_settings
+from tests.service.http.fakes import refusal as refusal_of
 from tests.tiny import make_bundle, make_documents
 
 DOCUMENTS = {document.id: document for document in make_documents()}
@@ -56,12 +57,7 @@ def ask(client: TestClient, **body: Any) -> dict[str, Any]:
 
 
 def refusal(client: TestClient, body: dict[str, Any], path: str = "/v1/hamming/search") -> tuple[str, str]:
-    """Return the pointer and detail of the one error of a 422."""
-    answer = client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
-    assert answer.status_code == 422, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert len(answer.content) < 3000
-    return tuple(answer.json()["errors"][0][part] for part in ("pointer", "detail"))  # type: ignore[return-value]
+    return refusal_of(client, body, path)
 
 
 def vectors_of(pipeline: Pipeline) -> np.ndarray:
@@ -374,11 +370,6 @@ def test_level_that_the_bundle_lacks_is_refused_with_those_it_has(tmp_path: Path
         assert refusal(client, body, "/v1/embeddings") == ("#/level", detail)
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
-    max_leaves=10,
-)
 numbers = st.lists(st.floats(width=64) | st.integers(), min_size=15, max_size=17)
 codes = st.binary(max_size=40).map(lambda content: base64.b64encode(content).decode()) | st.text(max_size=30)
 plausible = {
