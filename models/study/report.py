@@ -176,7 +176,7 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
         panel.set_title(data)
         panel.set_xlabel(f"R@10 at beam {BEAM}")
         panel.grid(axis="x", alpha=0.3)
-    panels[0][0].legend()
-    figure.tight_layout()
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="lower center", ncols=3)  # a panel is full of points
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
