@@ -193,10 +193,10 @@ def test_a_manifest_that_is_no_json_object_is_refused(model_copy: Path, content:
 def test_a_manifest_edited_by_hand_is_refused_even_where_json_does_not_care(model_copy: Path) -> None:
     path = model_copy / "manifest.json"
     text = path.read_text()
-    path.write_text(text.replace('"fusion_weight": 1.0', '"fusion_weight": 2.0'))
+    path.write_text(text.replace('"fusion_weight": 3.0', '"fusion_weight": 2.0'))
     with pytest.raises(ArtefactError, match="was changed: its digest is"):
         open_model(model_copy)
-    path.write_text(text.replace('"fusion_weight": 1.0', '"fusion_weight":  1.0'))
+    path.write_text(text.replace('"fusion_weight": 3.0', '"fusion_weight":  3.0'))
     with pytest.raises(ArtefactError, match="it was edited"):
         open_model(model_copy)
 
