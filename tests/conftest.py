@@ -31,7 +31,7 @@ def datasets() -> Path:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """Call `rhumb` in this process as the console script does; gives (exit code, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "400")  # messages name long paths, and stay on a line
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["rhumb", *arguments])

@@ -206,11 +206,12 @@ def served(bundle_path: Path, threads: int) -> Iterator[int]:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     quiet = {"RHUMB_CACHE_ENTRIES": "0", "RHUMB_DRAIN_SECONDS": "0", "RHUMB_LOG_LEVEL": "warning"}
-    others = {name: value for name, value in os.environ.items() if not name.upper().startswith("RHUMB_")}
-    kept = {name: value for name, value in os.environ.items() if name == "RHUMB_CACHE_DIR"}  # of compiled kernels
+    # what is set for another service is not this one's, but for the folder of compiled kernels
+    theirs = {name for name in os.environ if name.upper().startswith("RHUMB_")} - {"RHUMB_CACHE_DIR"}
+    environment = {name: value for name, value in os.environ.items() if name not in theirs} | quiet
     command = [sys.executable, "-m", "service.cli", "serve", str(bundle_path), "--port", str(port)]
     command += ["--host", "127.0.0.1", "--threads", str(threads)]
-    process = subprocess.Popen(command, env=others | kept | quiet, stdout=subprocess.DEVNULL)  # noqa: S603 - our own command
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603 - our own command
     try:
         _wait_until_ready(process, port)
         yield port

@@ -142,6 +142,8 @@ def test_filter_cascade_and_documents(client: TestClient) -> None:
         )
     exact = ask(client, query="rope", level="2")
     assert ask(client, query="rope", level="2", cascade={"dims": 8, "share": 1.0})["results"] == exact["results"]
+    few = ask(client, query="rope", level="2", top_k=1, cascade={"dims": 8, "share": 0.02})
+    assert len(few["results"]) == 1
 
 
 def test_a_cascade_ranks_the_few_that_are_near_by_their_prefix(client: TestClient) -> None:

@@ -247,6 +247,7 @@ async def test_unknown_document_is_a_404_that_says_nothing_about_it(client: http
 async def test_info_says_what_is_served(client: httpx.AsyncClient) -> None:
     info = (await client.get("/info")).json()
     assert (info["documents"], info["level_sizes"], info["default_scoring"]) == (3, [8, 8, 8], "guided")
+    assert (info["max_queries"], info["max_embedding_inputs"]) == (8, 2048)
 
 
 async def test_info_names_every_limit_of_the_operator() -> None:

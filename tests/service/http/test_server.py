@@ -171,7 +171,7 @@ def test_full_service_refuses_quickly_and_recovers() -> None:
         wait_until(lambda: pipeline.searches and "in_flight 2.0" in httpx.get(f"{url}/metrics").text)
         begin = time.monotonic()
         refused = _ask(url, "one too many")
-        assert time.monotonic() - begin < 4  # waiting, it would be answered after queue_seconds, 5
+        assert time.monotonic() - begin < 1
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert refused.headers["content-type"] == "application/problem+json"
         assert 'rhumb_refusals_total{reason="overload"} 1.0' in httpx.get(f"{url}/metrics").text
