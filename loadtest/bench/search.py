@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -29,6 +29,7 @@ from rich.table import Table
 from loadtest.bench.errors import BenchError
 from loadtest.bench.timing import Figure, figures_table, medians_of
 from loadtest.bench.unconstrained import CONSTRAINT_GOAL, decode_unconstrained
+from models.lines import lines
 from service.index.bundle import Bundle, open_bundle
 from service.model.encoder import Encoded
 from service.ops.progress import progress_bar
@@ -62,6 +63,7 @@ def run(
 
     Raises:
         BenchError: there are no queries, or the server does not start.
+        models.lines.DataError: the queries' file is not there, or is not UTF-8.
         service.index.artefact.ArtefactError: the bundle is damaged.
     """
     console = console or Console()
@@ -84,11 +86,7 @@ def run(
 def read_queries(file: Path | None, bundle: Bundle, limit: int) -> list[str]:
     """Return up to `limit` queries: lines of a file, else titles (or first words) spread over the bundle."""
     if file is not None:
-        try:
-            lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
-        except UnicodeDecodeError as error:
-            raise BenchError(f"'{file}' is not UTF-8 ({error.reason} at byte {error.start})") from None
-        texts = [line for line in lines if line][:limit]
+        texts = [line.strip() for _, line in islice(lines(file), limit)]
     else:
         count = len(bundle.documents)
         positions = sorted({number * count // limit for number in range(min(limit, count))})
